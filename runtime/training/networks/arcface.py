@@ -35,7 +35,7 @@ class ArcFaceConfig:
     input_size: int = 64
     embed_dim: int = 256
     stem: int = 24
-    stages: Stages = ((32, 1), (48, 1), (64, 1), (96, 1))
+    stages: Stages = ((32, 1), (48, 1), (64, 1), (72, 1))
     reduction: int = 8
     crop: tuple[int, int, int, int] | None = None
     pool_size: int | None = None
@@ -83,7 +83,7 @@ class SqueezeExcite(nn.Module):
 
 
 class ResidualUnit(nn.Module):
-    """IR-SE unit: BN, 3x3, PReLU, strided 3x3, BN, SE, plus a shortcut (subsampling, or 1x1 + BN when widths differ)."""
+    """IR-SE unit: BN, 3x3, PReLU, strided 3x3, BN, SE, plus a shortcut (subsampled, or 1x1 + BN if widths differ)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, reduction: int):
         super().__init__()
@@ -159,7 +159,7 @@ class ArcFace(nn.Module):
 
 
 class MarginHead(nn.Module):
-    """ArcFace's classifier for training: logits scale * cos(theta + margin) at the true class, scale * cos elsewhere."""
+    """ArcFace's training classifier: logits scale * cos(theta + margin) at the true class, scale * cos elsewhere."""
 
     def __init__(self, embed_dim: int, classes: int, scale: float = 32.0, margin: float = 0.5):
         super().__init__()

@@ -30,7 +30,9 @@ def build_open_clip(config: Mapping[str, Any]) -> nn.Module:
         raise MissingDependency(f"CLIP needs open_clip_torch ({error}); pip install 'styleclip-rt[torch]'") from None
     missing = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in config]
     if missing:
-        raise PackError(f"CLIP config lacks {missing}; expected open_clip's embed_dim, vision_cfg, text_cfg, quick_gelu")
+        raise PackError(
+            f"CLIP config lacks {missing}; expected open_clip's embed_dim, vision_cfg, text_cfg, quick_gelu"
+        )
     try:
         return CLIP(
             embed_dim=int(config["embed_dim"]),

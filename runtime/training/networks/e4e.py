@@ -1,4 +1,4 @@
-"""Image -> w+ encoder in the design of e4e (Tov et al. 2021): IR-SE backbone, feature pyramid, one style head per layer.
+"""Image -> w+ encoder in the design of e4e (Tov et al. 2021): IR-SE backbone, feature pyramid, a style head per layer.
 
 w+ = w_avg + w0 (from the coarsest map, the same for all layers) + delta_i (one per layer i >= 1). The sum is written
 functionally, so that it exports. `E4EConfig.published()` has the FFHQ layout; the defaults suit 64 px images.
@@ -116,10 +116,9 @@ class Encoder4Editing(nn.Module):
         """image [N,3,I,I] in -1..1 -> w+ [N,L,W]."""
         levels = self.pyramid(image)
         base = self.w_avg + self.heads[0](levels[0])  # [N,W]
-        styles = [base]
-        for layer in range(1, self.config.num_ws):
-            styles.append(base + self.heads[layer](levels[self.config.head_level(layer)]))
-        return torch.stack(styles, dim=1)
+        feeds = [levels[self.config.head_level(layer)] for layer in range(self.config.num_ws)]
+        deltas = [head(x) for head, x in zip(list(self.heads)[1:], feeds[1:], strict=True)]
+        return torch.stack([base, *(base + delta for delta in deltas)], dim=1)
 
     def deltas(self, w_plus: Tensor) -> Tensor:
         """w+ [N,L,W] -> the per-layer offsets from layer 0, [N,L-1,W]; e4e keeps their norm small in training."""

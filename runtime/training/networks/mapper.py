@@ -61,7 +61,7 @@ class MapperConfig:
 
 
 class EqualLinear(nn.Module):
-    """Fully connected layer with run-time weight scaling (Karras et al. 2018), optionally leaky ReLU 0.2 times sqrt 2."""
+    """Fully connected layer with run-time weight scaling (Karras et al. 2018); optional leaky ReLU 0.2 times sqrt 2."""
 
     def __init__(self, inputs: int, outputs: int, lr_mul: float = 1.0, activate: bool = False, bias: float = 0.0):
         super().__init__()
