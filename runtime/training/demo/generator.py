@@ -1,0 +1,152 @@
+"""The generator's two stages: synthesis taught to draw (w -> picture), then mapping taught the prior (z -> w).
+
+w is a fixed rotation of the factors' code (`factors.code`), so a style vector is affine in what is drawn. The toRGB styles
+stay constant: StyleCLIP's directions never touch toRGB channels, so colour has to live in the convolutions.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..networks.stylegan2 import Generator, GeneratorConfig
+from . import factors as fx
+from .dataset import RenderedFaces
+from .loop import device, load_stage, rng_for, train
+
+CONFIG = GeneratorConfig(
+    resolution=64, z_dim=128, w_dim=128, mapping_layers=6, channels={4: 128, 8: 128, 16: 128, 32: 64, 64: 32}
+)
+BATCH = 32
+STEPS_32, STEPS_64, STEPS_FINE, STEPS_MAPPING = 2500, 8000, 2500, 14_000
+
+
+def code_rotation(w_dim: int = CONFIG.w_dim) -> Tensor:
+    """Orthonormal rows [D, W] that carry a code into w; fixed by a seed, part of the recipe."""
+    width = fx.code(fx.sample_factors(1, np.random.default_rng(0))).shape[1]
+    gaussian = np.random.default_rng(20_26).standard_normal((w_dim, width))
+    return torch.from_numpy(np.linalg.qr(gaussian)[0].T.astype(np.float32))
+
+
+def w_from_codes(codes: Tensor) -> Tensor:
+    """codes [N, D] -> w [N, W]."""
+    return codes @ code_rotation().to(codes)
+
+
+def new_generator() -> Generator:
+    """A fresh generator whose toRGB styles are the constant 1."""
+    torch.manual_seed(0)
+    generator = Generator(CONFIG)
+    for layer in generator.style_layers:
+        if layer.kind == "torgb":
+            affine = generator.layer(layer.name).affine
+            nn.init.zeros_(affine.weight)
+            affine.requires_grad_(False)
+    generator.mapping_network.requires_grad_(False)
+    return generator.to(memory_format=torch.channels_last)
+
+
+def _weight_map(size: int) -> Tensor:
+    """Loss weights [1, 1, size, size], mean 1: eyes, brows and mouth count about four times the background."""
+    axis = (torch.arange(size) + 0.5) / size * 2 - 1
+    y, x = axis[:, None] * 0.88 - 0.06, axis[None, :] * 0.88
+    eyes = torch.exp(-(((y + 0.04) / 0.16) ** 4)) * torch.exp(-((x / 0.46) ** 4))
+    mouth = torch.exp(-(((y - 0.44) / 0.15) ** 4)) * torch.exp(-((x / 0.34) ** 4))
+    weight = 1 + 3.0 * eyes + 3.0 * mouth
+    return (weight / weight.mean())[None, None]
+
+
+def _gradients(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x[..., 1:, :] - x[..., :-1, :], x[..., :, 1:] - x[..., :, :-1]
+
+
+def drawing_loss(image: Tensor, target: Tensor) -> dict[str, Tensor]:
+    """L1 on pixels (face weighted), on their gradients, and at half and quarter size; images in -1..1."""
+    weight = _weight_map(image.shape[-1]).to(image)
+    error = (image - target).abs()
+    l1 = (error * weight).mean()
+    edges = sum(
+        ((a - b).abs() * w).mean()
+        for a, b, w in zip(_gradients(image), _gradients(target), (weight[..., 1:, :], weight[..., :, 1:]), strict=True)
+    )
+    coarse = sum(F.l1_loss(F.avg_pool2d(image, k), F.avg_pool2d(target, k)) for k in (2, 4))
+    return {"loss": l1 + 0.6 * edges + 0.5 * coarse, "l1": error.mean()}
+
+
+def _synthesize_at(generator: Generator, w: Tensor, size: int) -> Tensor:
+    """The picture at a lower resolution: the RGB skip of the block of that size."""
+    parts = list(generator.styles(generator.broadcast(w)).split([layer.channels for layer in generator.style_layers], 1))
+    x, rgb = w, None
+    for name, block in generator.blocks.items():
+        count = len(block.layers())
+        x, rgb = block(x, rgb, parts[:count])
+        parts = parts[count:]
+        if name == f"b{size}":
+            break
+    return rgb
+
+
+def _train_size(work: Path, name: str, generator: Generator, size: int, steps: int, lr: float, half: bool, seed: int) -> Generator:
+    faces, rotation = RenderedFaces.training(work), code_rotation().to(device())
+
+    def step(i: int) -> dict[str, Tensor]:
+        index = np.sort(rng_for(seed, i).integers(0, len(faces), BATCH))
+        target = faces.batch(index).to(device())
+        w = torch.from_numpy(faces.codes[index]).to(device()) @ rotation
+        with torch.autocast(device().type, torch.bfloat16, enabled=half):
+            image = _synthesize_at(generator, w, size)
+        if size < target.shape[-1]:
+            target = F.avg_pool2d(target, target.shape[-1] // size)
+        return drawing_loss(image.float(), target)
+
+    return train(name, work, generator, step, steps=steps, lr=lr, ema=0.998, betas=(0.9, 0.99))
+
+
+def train_synthesis(work: Path, seed: int = 10, scale: float = 1.0) -> Generator:
+    """Three passes: 32 px, then 64 px in bfloat16, then a short polish at 64 px in float32 with a falling rate."""
+    generator = new_generator()
+    for name, size, steps, lr, half in (
+        ("generator-32", 32, STEPS_32, 5e-3, True),
+        ("generator-64", 64, STEPS_64, 4e-3, True),
+        ("generator-fine", 64, STEPS_FINE, 1.5e-3, False),
+    ):
+        trained = _train_size(work, name, generator, size, max(4, int(steps * scale)), lr, half, seed + size + half)
+        generator.load_state_dict(trained.state_dict())
+    return generator.eval()
+
+
+def factors_of_z(z: Tensor) -> fx.Factors:
+    """The face that a latent stands for: the first UNIFORMS entries of the normalised z, through the normal CDF."""
+    unit = z * torch.rsqrt(z.square().mean(1, keepdim=True) + 1e-8)
+    uniform = torch.special.ndtr(unit[:, : fx.UNIFORMS])
+    return fx.factors_from_uniform(uniform.clamp(0, 1 - 1e-6).cpu().numpy())
+
+
+def train_mapping(work: Path, generator: Generator, seed: int = 20, scale: float = 1.0) -> Generator:
+    """Mapping z -> w by regression on unlimited draws, then w_avg; the synthesis stays as it is."""
+    rotation, mapping = code_rotation().to(device()), generator.mapping_network.to(device())
+    mapping.requires_grad_(True)
+
+    def step(i: int) -> dict[str, Tensor]:
+        z = torch.from_numpy(rng_for(seed, i).standard_normal((1024, CONFIG.z_dim), dtype=np.float32))
+        target = torch.from_numpy(fx.code(factors_of_z(z))).to(device()) @ rotation
+        error = mapping(z.to(device())) - target
+        return {"loss": error.square().mean() + 0.3 * error.abs().mean(), "nmse": error.square().mean() / target.var()}
+
+    steps = max(4, int(STEPS_MAPPING * scale))
+    trained = train("mapping", work, mapping, step, steps=steps, lr=4e-3, ema=0.998, warmup=200)
+    with torch.no_grad():
+        z = torch.from_numpy(rng_for(seed + 1, 0).standard_normal((50_000, CONFIG.z_dim), dtype=np.float32))
+        trained.w_avg.copy_(trained(z.to(device())).mean(0))
+    generator.mapping_network.load_state_dict(trained.state_dict())
+    return generator.eval().requires_grad_(False)
+
+
+def load_generator(work: Path) -> Generator:
+    """The finished generator of a work folder, mapping included."""
+    generator = load_stage(work, "generator", Generator(CONFIG))
+    return generator.requires_grad_(False)
