@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from ...engines.errors import InputError, PackError
@@ -20,7 +21,7 @@ from .networks.e4e import E4EConfig, Encoder4Editing
 from .networks.mapper import LevelsMapper, MapperConfig
 from .networks.stylegan2 import Generator, GeneratorConfig
 from .pack_format import NAME, check_file, check_header, read_manifest
-from .pack_writer import PackWriter, save_pack
+from .pack_writer import PackWriter, save_pack, state_of
 
 __all__ = ["Pack", "PackWriter", "Statistics", "load_pack", "save_pack"]
 
@@ -59,17 +60,16 @@ def resolve_pack(pack: str | Path) -> Path:
 
 
 def generator_config(config: dict[str, Any]) -> GeneratorConfig:
-    """GeneratorConfig from its JSON form (channel keys are strings there)."""
+    """GeneratorConfig from its JSON form; PackError where a key is missing, unknown or of the wrong kind."""
     try:
-        channels = {int(size): int(count) for size, count in config["channels"].items()}
-        return GeneratorConfig(**{**config, "channels": channels})
+        return GeneratorConfig.from_dict(config)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise PackError(f"generator config {config} cannot be read: {error}") from None
+        raise PackError(f"generator config {config} cannot be read: {error!r}") from None
 
 
 def load_state(module: nn.Module, tensors: dict[str, Tensor], component: str) -> None:
     """Copies `tensors` into `module`; PackError names every missing, unknown and misshapen tensor at once."""
-    expected = {k: v for k, v in module.state_dict().items() if not k.endswith("num_batches_tracked")}
+    expected = state_of(module)
     missing = sorted(expected.keys() - tensors.keys())
     unknown = sorted(tensors.keys() - expected.keys())
     shapes = [
@@ -81,7 +81,9 @@ def load_state(module: nn.Module, tensors: dict[str, Tensor], component: str) ->
     text = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in problems if names)
     if text:
         raise PackError(f"{component} does not fit its config. {text}")
-    module.load_state_dict(tensors, strict=False)
+    with torch.no_grad():
+        for name, tensor in expected.items():  # state_of shares storage with the module
+            tensor.copy_(tensors[name])
 
 
 class Pack:
@@ -132,8 +134,7 @@ class Pack:
     def network(self, component: str, build: Callable[[dict[str, Any]], Network]) -> Network:
         """Builds a network from its config and fills it from its file."""
         module = build(self.config(component))
-        target = module.model if isinstance(module, Clip) else module
-        load_state(target, self.tensors(component), component)
+        load_state(module, self.tensors(component), component)
         return module.eval().requires_grad_(False)
 
     @cached_property

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ...engines.errors import PackError
 from .networks.clip import Clip
+from .networks.stylegan2 import Generator, pack_name
 from .pack_format import (
     COMPONENT,
     FORMAT,
@@ -43,9 +44,13 @@ class Component:
 
 
 def state_of(module: nn.Module) -> dict[str, Tensor]:
-    """The tensors that a pack stores for a module (CLIP: open_clip's own names); batch counters are left out."""
+    """The tensors that a pack stores for a module, under their names there (CLIP: open_clip's own names).
+
+    They share storage with the module. The batch counters of batch norms are left out: nothing reads them in eval.
+    """
     state = (module.model if isinstance(module, Clip) else module).state_dict()
-    return {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
+    rename = pack_name if isinstance(module, Generator) else str
+    return {rename(name): tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
 
 
 def stored_form(name: str, tensor: Tensor) -> Tensor:
@@ -156,6 +161,7 @@ def write_component(folder: Path, name: str, part: Component) -> dict[str, Any]:
         state = state_of(part.content) if isinstance(part.content, nn.Module) else part.content
         save_file({key: stored_form(f"{name}.{key}", tensor) for key, tensor in state.items()}, folder / file)
     path = safe_path(folder, file)
+    path.chmod(0o644)  # safetensors writes 0600, which a system-wide install could not read
     return {
         "file": file,
         "sha256": sha256_of(path),

@@ -1,0 +1,383 @@
+"""The graphs of a bundle as small torch modules, and the list of those that a pack allows.
+
+Each module is the export form: static weights, activation modulation, constants folded, batch free. `graph_list` says
+which graphs a pack can give and what each missing one needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from ..runtime.training.networks.clip import Clip
+from ..runtime.training.networks.mapper import LevelsMapper
+from ..runtime.training.networks.stylegan2 import Generator
+from ..runtime.training.pack import Pack
+
+Shape = tuple[int | str, ...]
+Feeds = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Port:
+    """A graph input or output: name, dtype as in the bundle, shape with "N" for the batch."""
+
+    name: str
+    dtype: str
+    shape: Shape
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One graph to export: its module, its ports, example feeds, and the metric that checks it (see `verify`)."""
+
+    name: str
+    module: nn.Module
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    feeds: Callable[[int, torch.Generator], Feeds] = field(repr=False)
+    metric: str = "latent"
+
+
+class MappingGraph(nn.Module):
+    """z [N,Z], psi [N] -> w [N,L,W]."""
+
+    def __init__(self, generator: Generator):
+        super().__init__()
+        self.generator = generator
+
+    def forward(self, z: Tensor, psi: Tensor) -> Tensor:
+        """psi is 1 for no truncation and 0 for the mean latent."""
+        return self.generator.broadcast(self.generator.mapping(z, psi[:, None]))
+
+
+class StyleGraph(nn.Module):
+    """w [N,L,W] -> s [N,S]."""
+
+    def __init__(self, generator: Generator):
+        super().__init__()
+        self.generator = generator
+
+    def forward(self, w: Tensor) -> Tensor:
+        """All modulation vectors in layer order, toRGB included."""
+        return self.generator.styles(w)
+
+
+class SynthesizeGraph(nn.Module):
+    """s [N,S] -> image [N,3,R,R] in -1..1, not clamped."""
+
+    def __init__(self, generator: Generator):
+        super().__init__()
+        self.generator = generator
+
+    def forward(self, s: Tensor) -> Tensor:
+        """Synthesis with constant noise."""
+        return self.generator.synthesize(s)
+
+
+def to_u8(image: Tensor) -> Tensor:
+    """image [N,3,R,R] in -1..1 -> uint8 [N,R,R,3], round(clip((x + 1) * 127.5, 0, 255))."""
+    levels = torch.round(torch.clamp((image + 1) * 127.5, 0.0, 255.0))
+    return levels.permute(0, 2, 3, 1).to(torch.uint8)
+
+
+class SynthesizeU8Graph(SynthesizeGraph):
+    """s [N,S] -> image_u8 [N,R,R,3] uint8."""
+
+    def forward(self, s: Tensor) -> Tensor:
+        """The host copies the bytes; no host code touches pixels."""
+        return to_u8(super().forward(s))
+
+
+class DirectionGraph(nn.Module):
+    """StyleCLIP's global direction (Patashnik et al. 2021, section 6): delta_t [N,E], beta [N] -> delta_s, relevance.
+
+    r = delta_i_c @ delta_t; channels with |r| >= beta stay; d = r / max|r| of those; delta_s = sigma * d. Where no
+    channel is left delta_s is 0, never NaN: the host reads `relevance` and says which beta would work.
+    """
+
+    table: Tensor
+    sigma: Tensor
+
+    def __init__(self, table: Tensor, sigma: Tensor):
+        super().__init__()
+        self.register_buffer("table", table)  # [S,E]
+        self.register_buffer("sigma", sigma)  # [S]
+
+    def forward(self, delta_t: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+        """delta_t is unit length; both outputs are [N,S]."""
+        relevance = delta_t @ self.table.T  # [N,S]
+        kept = torch.where(relevance.abs() >= beta[:, None], relevance, torch.zeros_like(relevance))
+        peak = kept.abs().amax(dim=1, keepdim=True)  # [N,1]
+        delta_s = self.sigma * kept / torch.where(peak > 0, peak, torch.ones_like(peak))
+        return delta_s, relevance
+
+
+class MapperGraph(nn.Module):
+    """w [N,L,W] -> delta_w [N,L,W], the 0.1 inside."""
+
+    def __init__(self, mapper: LevelsMapper):
+        super().__init__()
+        self.mapper = mapper
+
+    def forward(self, w: Tensor) -> Tensor:
+        """The edit is w + strength * delta_w."""
+        return self.mapper.delta(w)
+
+
+class EncodeTextGraph(nn.Module):
+    """tokens [N,T] int64 -> unit embedding [N,E]."""
+
+    def __init__(self, clip: Clip):
+        super().__init__()
+        self.clip = clip
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """bos ids eos pad...; CLIP pools at eos."""
+        return self.clip.encode_text(tokens)
+
+
+class EncodeImageGraph(nn.Module):
+    """image [N,3,R',R'] in -1..1 at CLIP's size -> unit embedding [N,E]; CLIP's mean and std are applied inside."""
+
+    def __init__(self, clip: Clip):
+        super().__init__()
+        self.clip = clip
+
+    def forward(self, image: Tensor) -> Tensor:
+        """The host resizes; at CLIP's size the front-end is the normalisation alone."""
+        return self.clip.encode_image(image)
+
+
+class EditGlobalGraph(nn.Module):
+    """The fused global edit: w [N,L,W], delta_t [N,E], alpha [N], beta [N] -> image_u8 [N,R,R,3]."""
+
+    def __init__(self, generator: Generator, direction: DirectionGraph):
+        super().__init__()
+        self.generator = generator
+        self.direction = direction
+
+    def forward(self, w: Tensor, delta_t: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
+        """s' = s + alpha * delta_s, then synthesis."""
+        delta_s, _ = self.direction(delta_t, beta)
+        return to_u8(self.generator.synthesize(self.generator.styles(w) + alpha[:, None] * delta_s))
+
+
+class EditMapperGraph(nn.Module):
+    """The fused mapper edit: w [N,L,W], strength [N] -> image_u8 [N,R,R,3]."""
+
+    def __init__(self, generator: Generator, mapper: LevelsMapper):
+        super().__init__()
+        self.generator = generator
+        self.mapper = mapper
+
+    def forward(self, w: Tensor, strength: Tensor) -> Tensor:
+        """w' = w + strength * delta_w, then synthesis."""
+        return to_u8(self.generator(w + strength[:, None, None] * self.mapper.delta(w)))
+
+
+def normal(*shape: int) -> Callable[[int, torch.Generator], Tensor]:
+    """Feeds of standard normal values, [batch, *shape]."""
+    return lambda batch, rng: torch.randn(batch, *shape, generator=rng)
+
+
+def uniform(low: float, high: float, *shape: int) -> Callable[[int, torch.Generator], Tensor]:
+    """Feeds of uniform values in low..high, [batch, *shape]."""
+    return lambda batch, rng: torch.rand(batch, *shape, generator=rng) * (high - low) + low
+
+
+def unit(width: int) -> Callable[[int, torch.Generator], Tensor]:
+    """Feeds of unit vectors, [batch, width]."""
+    return lambda batch, rng: nn.functional.normalize(torch.randn(batch, width, generator=rng), dim=-1)
+
+
+def together(*makers: Callable[[int, torch.Generator], Tensor]) -> Callable[[int, torch.Generator], Feeds]:
+    """Several feeds as one tuple."""
+    return lambda batch, rng: tuple(make(batch, rng) for make in makers)
+
+
+class GraphFactory:
+    """Builds the graphs of one pack; example feeds are latents of its own generator, so that errors are realistic."""
+
+    def __init__(self, pack: Pack):
+        self.pack = pack
+
+    def latents(self, batch: int, rng: torch.Generator) -> Tensor:
+        """w+ [batch,L,W] of random z."""
+        generator = self.pack.generator
+        with torch.no_grad():
+            z = torch.randn(batch, generator.config.z_dim, generator=rng)
+            return generator.broadcast(generator.mapping(z)).contiguous()
+
+    def edited_styles(self, batch: int, rng: torch.Generator) -> Tensor:
+        """s [batch,S] outside the training range, as edits push it: channel by channel up to 20% off."""
+        with torch.no_grad():
+            s = self.pack.generator.styles(self.latents(batch, rng))
+        return s * uniform(0.8, 1.2, s.shape[1])(batch, rng)
+
+    def tokens(self, batch: int, rng: torch.Generator) -> Tensor:
+        """Token rows [batch,T] of random length: bos, ids, eos, pad."""
+        length, config = self.pack.clip.context_length, self.pack.config("clip")["text_cfg"]
+        special = self.pack.config("tokenizer") if self.pack.has("tokenizer") else {}
+        vocab = int(config["vocab_size"])
+        eos = int(special.get("eos", config.get("eos_id", vocab - 1)))
+        rows = torch.randint(0, vocab, (batch, length), generator=rng)
+        rows = torch.where(rows == eos, (eos + 1) % vocab, rows)
+        ends = torch.randint(2, length, (batch,), generator=rng)
+        after = torch.arange(length)[None] > ends[:, None]
+        rows[after] = int(special.get("pad", config.get("pad_id", 0)))
+        rows[:, 0] = int(special.get("bos", rows[0, 0]))
+        return rows.scatter(1, ends[:, None], eos)
+
+    def w_port(self, name: str = "w") -> Port:
+        """The port of a w+ tensor."""
+        config = self.pack.generator.config
+        return Port(name, "float32", ("N", self.pack.generator.num_ws, config.w_dim))
+
+    def s_port(self, name: str = "s") -> Port:
+        """The port of a style vector."""
+        return Port(name, "float32", ("N", self.pack.generator.style_channels))
+
+    def u8_port(self) -> Port:
+        """The port of a finished image."""
+        size = self.pack.generator.config.resolution
+        return Port("image_u8", "uint8", ("N", size, size, 3))
+
+    def embedding_port(self, name: str, width: int) -> Port:
+        """The port of an embedding."""
+        return Port(name, "float32", ("N", width))
+
+    @staticmethod
+    def image_port(size: int) -> Port:
+        """The port of an image in -1..1."""
+        return Port("image", "float32", ("N", 3, size, size))
+
+    def mapping(self) -> Graph:
+        """Graph `mapping`."""
+        width = self.pack.generator.config.z_dim
+        ports = (Port("z", "float32", ("N", width)), Port("psi", "float32", ("N",)))
+        feeds = together(normal(width), uniform(0.0, 1.0))
+        return Graph("mapping", MappingGraph(self.pack.generator), ports, (self.w_port(),), feeds)
+
+    def style(self) -> Graph:
+        """Graph `style`."""
+        return Graph(
+            "style", StyleGraph(self.pack.generator), (self.w_port(),), (self.s_port(),), together(self.latents)
+        )
+
+    def synthesize(self) -> Graph:
+        """Graph `synthesize`."""
+        module, out = SynthesizeGraph(self.pack.generator), self.image_port(self.pack.generator.config.resolution)
+        return Graph("synthesize", module, (self.s_port(),), (out,), together(self.edited_styles), "image")
+
+    def synthesize_u8(self) -> Graph:
+        """Graph `synthesize_u8`."""
+        module = SynthesizeU8Graph(self.pack.generator)
+        return Graph("synthesize_u8", module, (self.s_port(),), (self.u8_port(),), together(self.edited_styles), "u8")
+
+    def invert(self) -> Graph:
+        """Graph `invert`."""
+        size = self.pack.inverter.config.input_size
+        feeds = together(uniform(-1.0, 1.0, 3, size, size))
+        return Graph("invert", self.pack.inverter, (self.image_port(size),), (self.w_port(),), feeds)
+
+    def identify(self) -> Graph:
+        """Graph `identify`."""
+        config = self.pack.identity.config
+        feeds = together(uniform(-1.0, 1.0, 3, config.input_size, config.input_size))
+        out = self.embedding_port("embedding", config.embed_dim)
+        return Graph("identify", self.pack.identity, (self.image_port(config.input_size),), (out,), feeds, "cosine")
+
+    def encode_text(self) -> Graph:
+        """Graph `encode_text`."""
+        clip = self.pack.clip
+        tokens = Port("tokens", "int64", ("N", clip.context_length))
+        out = self.embedding_port("embedding", clip.embed_dim)
+        return Graph("encode_text", EncodeTextGraph(clip), (tokens,), (out,), together(self.tokens), "cosine")
+
+    def encode_image(self) -> Graph:
+        """Graph `encode_image`."""
+        clip, size = self.pack.clip, self.pack.clip.image_size
+        out = self.embedding_port("embedding", clip.embed_dim)
+        feeds = together(uniform(-1.0, 1.0, 3, size, size))
+        return Graph("encode_image", EncodeImageGraph(clip), (self.image_port(size),), (out,), feeds, "cosine")
+
+    def direction_module(self) -> DirectionGraph:
+        """The direction module with the pack's table and sigma."""
+        return DirectionGraph(self.pack.directions, self.pack.statistics.s_std)
+
+    def direction_feeds(self, batch: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """delta_t [batch,E] and beta [batch]; the last beta is out of reach, so that the 0-channel case is checked."""
+        delta_t = unit(self.pack.directions.shape[1])(batch, rng)
+        beta = uniform(0.01, 0.1)(batch, rng)
+        beta[-1] = 2.0 if batch > 1 else beta[-1]
+        return delta_t, beta
+
+    def direction(self) -> Graph:
+        """Graph `direction`."""
+        ports = (self.embedding_port("delta_t", self.pack.directions.shape[1]), Port("beta", "float32", ("N",)))
+        outs = (self.s_port("delta_s"), self.s_port("relevance"))
+        return Graph("direction", self.direction_module(), ports, outs, self.direction_feeds)
+
+    def edit_global(self) -> Graph:
+        """Graph `edit_global`."""
+        module = EditGlobalGraph(self.pack.generator, self.direction_module())
+        ports = (
+            self.w_port(),
+            self.embedding_port("delta_t", self.pack.directions.shape[1]),
+            Port("alpha", "float32", ("N",)),
+            Port("beta", "float32", ("N",)),
+        )
+
+        def feeds(batch: int, rng: torch.Generator) -> Feeds:
+            delta_t, beta = self.direction_feeds(batch, rng)
+            return self.latents(batch, rng), delta_t, uniform(-3.0, 3.0)(batch, rng), beta
+
+        return Graph("edit_global", module, ports, (self.u8_port(),), feeds, "u8")
+
+    def mapper(self, name: str) -> Graph:
+        """Graph `mapper/<name>`."""
+        module = MapperGraph(self.pack.mapper(name))
+        return Graph(f"mapper/{name}", module, (self.w_port(),), (self.w_port("delta_w"),), together(self.latents))
+
+    def edit_mapper(self, name: str) -> Graph:
+        """Graph `edit_mapper/<name>`."""
+        module = EditMapperGraph(self.pack.generator, self.pack.mapper(name))
+        ports = (self.w_port(), Port("strength", "float32", ("N",)))
+        feeds = together(self.latents, uniform(0.0, 1.5))
+        return Graph(f"edit_mapper/{name}", module, ports, (self.u8_port(),), feeds, "u8")
+
+
+NEEDS: dict[str, tuple[str, ...]] = {
+    "mapping": ("generator",),
+    "style": ("generator",),
+    "synthesize": ("generator",),
+    "synthesize_u8": ("generator",),
+    "invert": ("generator", "inverter"),
+    "identify": ("identity",),
+    "encode_text": ("clip",),
+    "encode_image": ("clip",),
+    "direction": ("generator", "clip", "statistics", "directions"),
+    "edit_global": ("generator", "clip", "statistics", "directions"),
+}
+"""The components that each graph is made from."""
+
+
+def graph_list(pack: Pack, mappers: Sequence[str] = ()) -> tuple[list[Callable[[], Graph]], dict[str, list[str]]]:
+    """(builders of the graphs that the pack allows, {graph: components it lacks} for the others)."""
+    factory, builders, missing = GraphFactory(pack), [], {}
+    for name, needs in NEEDS.items():
+        lacking = [part for part in needs if not pack.has(part)]
+        if lacking:
+            missing[name] = lacking
+        else:
+            builders.append(getattr(factory, name))
+    for name in mappers:
+        if pack.has("generator"):
+            builders += [lambda name=name: factory.mapper(name), lambda name=name: factory.edit_mapper(name)]
+        else:
+            missing[f"edit_mapper/{name}"] = ["generator"]
+    return builders, missing
