@@ -1,0 +1,68 @@
+# `make demo` and `make test` do all their own set-up: Python 3.10 or newer, make and git are enough.
+PYTHON ?= python3
+VENV ?= .venv
+OUT ?= demo-out
+PORTRAIT := runtime/data/portrait.png
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+CLI := $(BIN)/styleclip-rt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lint types layers format clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo 'make demo    install, export the prompt bob-cut, edit the sample portrait, say where the pictures are'
+	@echo 'make test    install, run the whole test suite'
+	@echo 'make check   lint, format, types, layers, tests (what CI runs)'
+	@echo 'make lint | types | layers | format | clean'
+
+# The stamps say which extras the environment holds; pyproject.toml decides when they are out of date.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo 'Python 3.10 or newer is needed; name one with PYTHON=...' >&2; exit 2; }
+	@$(PYTHON) -m venv $(VENV) \
+		|| { echo 'No venv module here: on Debian and Ubuntu, apt install python3-venv' >&2; exit 2; }
+
+$(VENV)/.demo: $(BIN)/python pyproject.toml
+	@echo 'installing styleclip-rt[torch] into $(VENV) (some minutes, about 6 GB with the CUDA build of torch)'
+	@$(PIP) install --quiet -e '.[torch]'
+	@touch $@
+
+$(VENV)/.test: $(BIN)/python pyproject.toml
+	@echo 'installing styleclip-rt[torch,openvino,dev] into $(VENV)'
+	@$(PIP) install --quiet -e '.[torch,openvino,dev]'
+	@touch $(VENV)/.demo $@
+
+demo: $(VENV)/.demo
+	@mkdir -p $(OUT)
+	$(CLI) export --prompt bob-cut --out $(OUT)/bundle
+	$(CLI) edit $(PORTRAIT) --bundle $(OUT)/bundle --alpha 3 --beta 0.12 --out $(OUT)/bob-cut.png
+	$(CLI) edit $(PORTRAIT) --bundle $(OUT)/bundle --grid --out $(OUT)/bob-cut-grid.png
+	@echo
+	@echo 'before:  $(abspath $(PORTRAIT))'
+	@echo 'after:   $(abspath $(OUT))/bob-cut.png         alpha 3, beta 0.12'
+	@echo 'sheet:   $(abspath $(OUT))/bob-cut-grid.png    alpha x beta'
+	@echo 'bundle:  $(abspath $(OUT))/bundle'
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest
+
+check: lint types layers test
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.test
+	$(BIN)/mypy
+
+layers: $(VENV)/.test
+	$(BIN)/lint-imports --no-logo
+
+format: $(VENV)/.test
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) $(OUT) build *.egg-info
