@@ -1,0 +1,206 @@
+"""`styleclip-rt edit`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..engines.errors import InputError
+from .cli_common import Values, bundle_options, json_option, open_editor, print_json
+from .cli_order import ORDER, OrderedCommand, paired
+
+if TYPE_CHECKING:
+    from .editor import Editor, EditResult
+    from .grids import Grid
+
+EPILOG = """\b
+Examples:
+  styleclip-rt edit portrait.jpg --prompt "purple hair" --alpha 3 --beta 0.12 --out purple.png
+  styleclip-rt edit portrait.jpg --prompt "purple hair" --alpha 3 --prompt glasses --alpha 2
+  styleclip-rt edit portrait.jpg --prompt bob-cut --alpha -3..6 --beta 0.1,0.2,0.3 --grid
+"""
+
+
+@click.command(cls=OrderedCommand, epilog=EPILOG)
+@click.argument("image", metavar="IMG")
+@click.option("--prompt", "prompts", metavar="TEXT", multiple=True, help="Target: a name of the bundle or free text.")
+@click.option(
+    "--alpha",
+    "alphas",
+    metavar="STRENGTH|LO..HI",
+    type=Values(),
+    multiple=True,
+    help="Strength in units of sigma, -100 to 100; 0 changes nothing. A range makes a sheet.",
+)
+@click.option(
+    "--beta",
+    "betas",
+    metavar="0..1|auto",
+    type=Values("auto"),
+    multiple=True,
+    help="Threshold on the relevance of a channel; higher moves fewer. A list makes a sheet.",
+)
+@click.option(
+    "--neutral", "neutrals", metavar="TEXT", multiple=True, help="What the target is compared with, e.g. 'a face'."
+)
+@click.option("--method", type=click.Choice(["global", "mapper"]), default="global", show_default=True)
+@click.option("--out", metavar="FILE", help="Output picture. Default: IMG-PROMPT.png in this folder.")
+@click.option("--grid", is_flag=True, help="Write a labelled sheet: alpha x beta, or prompts x alpha.")
+@bundle_options
+@json_option
+@click.pass_context
+def edit(ctx: click.Context, /, image: str, out: str | None, grid: bool, as_json: bool, **options: Any) -> None:
+    """Edit the photo IMG (or a latents file of `invert`) towards a text.
+
+    Several --prompt combine in one edit: --alpha, --beta and --neutral follow the prompt they belong to, and one that
+    follows several prompts serves them all. What is not given is taken from the bundle's recommended settings.
+    """
+    request = {name: options.pop(name) for name in ("prompts", "alphas", "betas", "neutrals", "method")}
+    request["order"] = ctx.meta.get(ORDER, [])
+    sheet = grid or any(len(values) > 1 for name in ("alphas", "betas") for values in request[name])
+    with open_editor(**options) as editor:
+        target = _output(editor, image, out, request["prompts"], sheet)
+        record = (_sheet if sheet else _single)(editor, image, target, request, as_json)
+    _report(record, as_json)
+
+
+def _single(editor: Editor, image: str, out: Path, request: dict[str, Any], with_identity: bool) -> dict[str, Any]:
+    """One picture, of one prompt or several combined."""
+    from .images import write_image
+    from .latents import is_latents, load_latents
+
+    count = len(request["prompts"])
+    alpha, beta, neutral = (paired(request["order"], n, request[n], count) for n in ("alphas", "betas", "neutrals"))
+    settings: dict[str, Any] = {
+        "prompt": request["prompts"] or None,
+        "alpha": [a and a[0] for a in alpha] if count else alpha[0] and alpha[0][0],
+        "beta": [b and b[0] for b in beta] if count else beta[0] and beta[0][0],
+        "neutral": neutral if count else neutral[0],
+        "method": request["method"],
+    }
+    if is_latents(image):
+        result = editor.edit_latents(load_latents(image, editor), **settings)
+    else:
+        result = editor.edit(image, identity=with_identity, **settings)
+    write_image(result.image, out)
+    return _record(editor, result, out, request["method"])
+
+
+def _sheet(editor: Editor, image: str, out: Path, request: dict[str, Any], _: bool) -> dict[str, Any]:
+    """A contact sheet: alpha x beta of one prompt, or prompts x alpha."""
+    from .grids import DEFAULT_ALPHAS, beta_grid, prompt_grid
+    from .images import write_image
+    from .latents import is_latents, load_latents
+
+    prompts = _listed(editor, request["prompts"])
+    if len(request["alphas"]) > 1:
+        raise InputError("a sheet takes one --alpha, a value or a range such as -3..6, for all its rows")
+    alphas = request["alphas"][0] if request["alphas"] else DEFAULT_ALPHAS
+    betas = [beta for values in request["betas"] for beta in values]
+    w = load_latents(image, editor) if is_latents(image) else editor.invert(editor.photo(image))
+    neutrals = _serving(request["neutrals"])
+    if request["method"] == "global" and len(prompts) <= 1 and not isinstance(neutrals, list):
+        grid = beta_grid(editor, w, prompts[0] if prompts else None, alphas, betas or None, neutrals)
+    else:
+        grid = prompt_grid(editor, w, prompts or None, alphas, _serving(betas), neutrals, request["method"])
+    write_image(grid.image, out)
+    return _grid_record(editor, grid, out, request["method"])
+
+
+def _listed(editor: Editor, prompts: tuple[str, ...]) -> list[str]:
+    """Prompts of a sheet; "purple-hair,glasses" is a list where every piece is a name of the bundle."""
+    from .prompts import is_named
+
+    listed: list[str] = []
+    for text in prompts:
+        pieces = [piece.strip() for piece in text.split(",")]
+        listed += pieces if all(is_named(editor.model, piece) for piece in pieces) else [text]
+    return listed
+
+
+def _serving(values: Any) -> Any:
+    """One value for all rows, a list for one each, None for the recommended ones."""
+    return None if not values else values[0] if len(values) == 1 else list(values)
+
+
+def _output(editor: Editor, image: str, out: str | None, prompts: tuple[str, ...], sheet: bool) -> Path:
+    """The output path, refused before any work if it cannot be written or would replace the input."""
+    from .images import write_format
+    from .prompts import slug
+
+    names = [slug(text)[:60] for text in prompts] or [slug(editor.model.default_prompt or "edit")]
+    name = "-".join([Path(image).stem, *names[:4], *(["grid"] if sheet else [])])
+    target = Path(out) if out else Path(f"{name}.png")
+    write_format(target)
+    if target.exists() and Path(image).exists() and target.samefile(image):
+        raise InputError(f"the output {target} is the input; give another --out")
+    return target
+
+
+def _record(editor: Editor, result: EditResult, out: Path, method: str) -> dict[str, Any]:
+    """The JSON of a single edit."""
+    prompts = [
+        {
+            "name": s.prompt.name,
+            "target": s.prompt.target,
+            "neutral": s.prompt.neutral,
+            "alpha": s.alpha,
+            "beta": s.beta,
+        }
+        for s in result.steps
+    ]
+    return {
+        "out": str(out),
+        "method": method,
+        "prompts": prompts,
+        "channels": len(result.channels),
+        "identity": None if result.identity is None else round(result.identity, 4),
+        "bundle": _bundle(editor),
+        "timings_ms": result.timings,
+        "notes": list(result.notes),
+    }
+
+
+def _grid_record(editor: Editor, grid: Grid, out: Path, method: str) -> dict[str, Any]:
+    """The JSON of a sheet."""
+    rows = [
+        {"name": r.step.prompt.name, "target": r.step.prompt.target, "beta": r.step.beta, "channels": r.channels}
+        for r in grid.rows
+    ]
+    size = list(grid.image.size)
+    return {
+        "out": str(out),
+        "method": method,
+        "alphas": grid.alphas,
+        "rows": rows,
+        "size": size,
+        "bundle": _bundle(editor),
+    }
+
+
+def _bundle(editor: Editor) -> dict[str, Any]:
+    origin = editor.origin
+    return {"name": editor.model.name, "path": str(editor.bundle.path), "origin": origin.origin if origin else "path"}
+
+
+def _report(record: dict[str, Any], as_json: bool) -> None:
+    """The result on stdout, notes on stderr."""
+    if as_json:
+        print_json(record)
+        return
+    for note in record.get("notes", ()):
+        click.echo(f"note: {note}", err=True)
+    if "rows" in record:
+        click.echo(f"{record['out']}  sheet of {len(record['rows'])} x {len(record['alphas'])}")
+        return
+    terms = [_term(prompt) for prompt in record["prompts"]]
+    click.echo(
+        f"{record['out']}  {' + '.join(terms)}, {record['channels']} channels, {record['timings_ms']['total']:.0f} ms"
+    )
+
+
+def _term(prompt: dict[str, Any]) -> str:
+    beta = "" if prompt["beta"] is None else f" beta {prompt['beta']:g}"
+    return f"{prompt['target']} (alpha {prompt['alpha']:g}{beta})"

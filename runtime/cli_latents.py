@@ -1,0 +1,99 @@
+"""`styleclip-rt invert` and `styleclip-rt generate`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .cli_common import bundle_options, json_option, open_editor, print_json
+
+INVERT_EPILOG = """\b
+Examples:
+  styleclip-rt invert portrait.jpg --out portrait.npz
+  styleclip-rt invert portrait.jpg --preview inverted.png --json
+"""
+
+GENERATE_EPILOG = """\b
+Examples:
+  styleclip-rt generate --seed 1 --count 16 --out faces.png
+  styleclip-rt generate --seed 7 --count 4 --psi 1 --out faces/
+"""
+
+
+@click.command(epilog=INVERT_EPILOG)
+@click.argument("image", metavar="IMG")
+@click.option("--out", metavar="FILE.npz", help="Latents file. Default: IMG-latents.npz in this folder.")
+@click.option("--preview", metavar="FILE.png", help="Also write the inverted picture.")
+@bundle_options
+@json_option
+def invert(image: str, out: str | None, preview: str | None, as_json: bool, **options: Any) -> None:
+    """Invert the photo IMG to latents w [1, L, W], which `edit` accepts in place of a photo."""
+    from .images import image_from_u8, psnr_db, write_format, write_image
+    from .latents import save_latents
+
+    target = Path(out or f"{Path(image).stem}-latents.npz")
+    if preview:
+        write_format(preview)
+    with open_editor(**options) as editor:
+        photo = editor.photo(image)
+        w = editor.invert(photo)
+        inverted = image_from_u8(editor.synthesize(editor.styles(w))[0])
+        psnr = round(psnr_db(inverted, photo.resize(inverted.size)), 2)
+        save_latents(target, w, editor.model.name)
+    if preview:
+        write_image(inverted, preview)
+    record = {"out": str(target), "preview": preview, "w": list(w.shape), "psnr_db": psnr}
+    print_json(record) if as_json else click.echo(f"{target}  w {list(w.shape)}, inverted at {psnr} dB")
+
+
+@click.command(epilog=GENERATE_EPILOG)
+@click.option(
+    "--seed",
+    metavar="N",
+    type=click.IntRange(0, 2**32 - 1),
+    default=0,
+    show_default=True,
+    help="First seed; face i has seed + i.",
+)
+@click.option(
+    "--count", metavar="N", type=click.IntRange(1, 400), default=16, show_default=True, help="Number of faces."
+)
+@click.option(
+    "--psi",
+    metavar="0..1",
+    type=click.FloatRange(-2, 2),
+    default=0.7,
+    show_default=True,
+    help="Truncation: 0 the mean face, 1 the full variety.",
+)
+@click.option(
+    "--out",
+    metavar="FILE|DIR/",
+    default="generated.png",
+    show_default=True,
+    help="A sheet, or a folder for one file per seed.",
+)
+@bundle_options
+@json_option
+def generate(seed: int, count: int, psi: float, out: str, as_json: bool, **options: Any) -> None:
+    """Draw random faces. A seed gives the same face whatever the count."""
+    from .grids import synthesize_all
+    from .images import write_format, write_image
+    from .sheets import tile
+
+    folder = out.endswith(("/", os.sep)) or Path(out).is_dir()
+    if not folder:
+        write_format(out)
+    seeds = [(seed + i) % 2**32 for i in range(count)]
+    with open_editor(**options) as editor:
+        pictures = synthesize_all(editor, editor.styles(editor.sample(seeds, psi)))
+    if folder:
+        files = [write_image(p, Path(out) / f"seed{s:06d}.png") for s, p in zip(seeds, pictures, strict=True)]
+    else:
+        whole = pictures[0] if count == 1 else tile(pictures, [str(s) for s in seeds], f"seeds {seed}+, psi {psi:g}")
+        files = [write_image(whole, out)]
+    record = {"out": [str(file) for file in files], "seeds": seeds, "psi": psi}
+    print_json(record) if as_json else click.echo(f"{out}  {count} face{'s' * (count > 1)}, seed {seed}, psi {psi:g}")

@@ -1,0 +1,125 @@
+"""Contact sheets of edits: alpha x beta of one prompt (Figure 6 of the paper), or prompts x alpha."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from PIL import Image
+
+from ..engines.errors import InputError
+from . import edits, images, sheets
+from .editor import F32, Editor
+from .prompts import mapper_graph
+from .steps import Beta, Step, checked_alpha, checked_beta, plan
+
+BATCH = 16  # pictures per run
+DEFAULT_ALPHAS = (-3.0, -1.5, 0.0, 1.5, 3.0, 4.5, 6.0)
+NOTHING_LEFT = "no channel\nleft"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a sheet. styles: [A, S] of its cells, None where beta leaves no channel; channels: how many move."""
+
+    label: str
+    step: Step
+    styles: F32 | None
+    channels: int
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A finished sheet, and what its rows are."""
+
+    image: Image.Image
+    rows: tuple[Row, ...]
+    alphas: tuple[float, ...]
+
+
+def beta_grid(
+    editor: Editor,
+    w: F32,
+    prompt: str | None = None,
+    alphas: Sequence[float] = DEFAULT_ALPHAS,
+    betas: Sequence[Beta] | None = None,
+    neutral: str | None = None,
+) -> Grid:
+    """Figure 6: one prompt on latents w [1, L, W]; alpha from left to right, beta from top to bottom.
+
+    betas: None takes half, one, one and a half and two times the recommended threshold. Raises InputError if no beta
+    leaves a channel.
+    """
+    step = plan(editor.model, prompt, neutral=neutral)[0]
+    delta_t = editor.text.delta_t(step.prompt)
+    if betas is None:
+        settled = editor.directions((step,), delta_t[None])[0][0]
+        betas = [round(float(settled.beta or 0) * factor, 4) for factor in (0.5, 1, 1.5, 2)]
+    steps = [replace(step, beta=checked_beta(beta)) for beta in betas]
+    alphas = _checked(alphas, len(steps))
+    s = editor.styles(w)
+    rows = tuple(_direct_row(editor, step, delta_t, s, alphas, "beta {beta:g}") for step in steps)
+    if all(row.styles is None for row in rows):
+        editor.directions((steps[0],), delta_t[None])  # raises, naming the largest relevance and a workable beta
+    return _grid(editor, rows, alphas, f"{step.prompt.target}  (neutral: {step.prompt.neutral})")
+
+
+def prompt_grid(
+    editor: Editor,
+    w: F32,
+    prompts: Sequence[str] | None,
+    alphas: Sequence[float] = DEFAULT_ALPHAS,
+    betas: Sequence[Beta | None] | Beta | None = None,
+    neutrals: Sequence[str | None] | str | None = None,
+    method: str = "global",
+) -> Grid:
+    """Prompts from top to bottom, alpha (or a mapper's strength) from left to right, on latents w [1, L, W]."""
+    steps = plan(editor.model, prompts, None, betas, neutrals, method)
+    alphas = _checked(alphas, len(steps))
+    if method == "mapper":
+        rows = tuple(_mapped_row(editor, step, w, alphas) for step in steps)
+    else:
+        s = editor.styles(w)
+        rows = tuple(_direct_row(editor, t, editor.text.delta_t(t.prompt), s, alphas, "{name}") for t in steps)
+    return _grid(editor, rows, alphas, "")
+
+
+def _direct_row(editor: Editor, step: Step, delta_t: F32, s: F32, alphas: Sequence[float], label: str) -> Row:
+    """Cells of one prompt and beta; s [1, S]."""
+    try:
+        (step,), delta_s = editor.directions((step,), delta_t[None])
+    except InputError:
+        return Row(label.format(beta=step.beta, name=step.prompt.name), step, None, 0)
+    cells = s + np.array(alphas, dtype=np.float32)[:, None] * delta_s  # [A, S]
+    name = label.format(beta=step.beta, name=step.prompt.name)
+    return Row(name, step, cells, len(edits.channels(delta_s[0])))
+
+
+def _mapped_row(editor: Editor, step: Step, w: F32, alphas: Sequence[float]) -> Row:
+    delta_w = editor.bundle.run(mapper_graph(editor.model, step.prompt), w=w)["delta_w"]  # [1, L, W]
+    moved = w + np.array(alphas, dtype=np.float32)[:, None, None] * delta_w
+    cells = editor.styles(moved)
+    return Row(step.prompt.name, step, cells, int(np.count_nonzero(np.ptp(cells, axis=0))))
+
+
+def _grid(editor: Editor, rows: tuple[Row, ...], alphas: tuple[float, ...], title: str) -> Grid:
+    """Synthesise all cells in batches and lay them out."""
+    wanted = [row.styles for row in rows if row.styles is not None]
+    pictures = iter(synthesize_all(editor, np.concatenate(wanted))) if wanted else iter(())
+    cells: list[list[sheets.Cell]] = [
+        [NOTHING_LEFT if row.styles is None else next(pictures) for _ in alphas] for row in rows
+    ]
+    labels = [row.label for row in rows]
+    return Grid(sheets.contact_sheet(cells, labels, [f"alpha {a:g}" for a in alphas], title), rows, alphas)
+
+
+def synthesize_all(editor: Editor, s: F32) -> list[Image.Image]:
+    """Pictures of style vectors s [M, S], any M, a batch at a time."""
+    batches = (editor.synthesize(s[i : i + BATCH]) for i in range(0, len(s), BATCH))
+    return [images.image_from_u8(image_u8) for batch in batches for image_u8 in batch]
+
+
+def _checked(alphas: Sequence[float], rows: int) -> tuple[float, ...]:
+    sheets.check_cells(rows, len(alphas))
+    return tuple(checked_alpha(alpha) for alpha in alphas)

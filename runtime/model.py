@@ -1,0 +1,162 @@
+"""What the runtime reads out of a bundle's manifest: sizes, tokens, templates and prompts, checked once at opening."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..engines.errors import BundleError
+from .templates import STYLECLIP_TEMPLATES
+
+
+@dataclass(frozen=True)
+class StyleLayer:
+    """One modulated layer: channels `offset` to `offset + channels` of the style vector, driven by w[:, w_index]."""
+
+    name: str
+    kind: str
+    w_index: int
+    offset: int
+    channels: int
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Special token ids and the length T of a token row: bos, text, eos, then pad."""
+
+    bos: int
+    eos: int
+    pad: int
+    context_length: int
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt of the bundle: the pair of texts, and the settings that were measured to work for it."""
+
+    name: str
+    target: str
+    neutral: str
+    alpha: float | None = None
+    beta: float | None = None
+    mapper: str | None = None
+    strength: float = 1.0
+
+
+@dataclass(frozen=True)
+class Model:
+    """Sizes in pixels or channels; every shape of the runtime derives from these."""
+
+    name: str
+    resolution: int
+    num_ws: int
+    z_dim: int
+    w_dim: int
+    style_channels: int
+    embed_dim: int
+    invert_size: int
+    identify_size: int | None
+    alignment: str
+    layers: tuple[StyleLayer, ...]
+    tokens: Tokens
+    tokenizer_file: str
+    templates: tuple[str, ...]
+    prompts: Mapping[str, Prompt]
+    default_prompt: str | None
+
+
+def read_model(manifest: Mapping[str, Any]) -> Model:
+    """The runtime's view of `bundle.json`; BundleError names the first field that is missing or of the wrong kind."""
+    model = _table(manifest, "model")
+    return Model(
+        name=_text(manifest, "name"),
+        resolution=_size(model, "resolution"),
+        num_ws=_size(model, "num_ws"),
+        z_dim=_size(model, "z_dim"),
+        w_dim=_size(model, "w_dim"),
+        style_channels=_size(model, "style_channels"),
+        embed_dim=_size(_table(model, "clip"), "embed_dim"),
+        invert_size=_size(model, "invert_size"),
+        identify_size=_size(model, "identify_size") if model.get("identify_size") is not None else None,
+        alignment=str(manifest.get("alignment", {}).get("kind", "none")),
+        layers=_layers(model),
+        tokens=_tokens(_table(manifest, "tokens")),
+        tokenizer_file=_text(manifest, "tokenizer"),
+        templates=_templates(manifest),
+        prompts={name: _prompt(name, entry) for name, entry in _table(manifest, "prompts", {}).items()},
+        default_prompt=manifest.get("default_prompt"),
+    )
+
+
+def _tokens(tokens: Mapping[str, Any]) -> Tokens:
+    bos, eos, pad = (_index(tokens, key) for key in ("bos", "eos", "pad"))
+    return Tokens(bos, eos, pad, _size(tokens, "context_length"))
+
+
+def _layers(model: Mapping[str, Any]) -> tuple[StyleLayer, ...]:
+    try:
+        return tuple(
+            StyleLayer(str(e["name"]), str(e["kind"]), int(e["w_index"]), int(e["offset"]), int(e["channels"]))
+            for e in model.get("layers", ())
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(f"bundle.json: model.layers has an entry that is not a style layer ({error!r})") from error
+
+
+def _templates(manifest: Mapping[str, Any]) -> tuple[str, ...]:
+    templates = tuple(manifest.get("templates") or STYLECLIP_TEMPLATES)
+    for template in templates:
+        if not isinstance(template, str) or template.count("{}") != 1:
+            raise BundleError(f"bundle.json: template {template!r} must be a text with one {{}} for the prompt")
+    return templates
+
+
+def _prompt(name: str, entry: Any) -> Prompt:
+    if not isinstance(entry, Mapping):
+        raise BundleError(f"bundle.json: prompt {name!r} must be a table with 'target' and 'neutral'")
+    where = f"prompts.{name}"
+    alpha, beta = (_number(entry, key, where) for key in ("alpha", "beta"))
+    strength = _number(entry, "strength", where)
+    mapper = entry.get("mapper")
+    return Prompt(
+        name=name,
+        target=_text(entry, "target", where),
+        neutral=_text(entry, "neutral", where),
+        alpha=alpha,
+        beta=beta,
+        mapper=str(mapper) if mapper else None,
+        strength=1.0 if strength is None else strength,
+    )
+
+
+def _field(table: Mapping[str, Any], key: str, check: Callable[[Any], bool], expected: str, where: str = "") -> Any:
+    value = table.get(key)
+    if not check(value):
+        path = f"{where}.{key}" if where else key
+        raise BundleError(f"bundle.json: {path} is {value!r}; expected {expected}. Export the bundle again.")
+    return value
+
+
+def _table(table: Mapping[str, Any], key: str, default: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+    if default is not None and table.get(key) is None:
+        return default
+    return _field(table, key, lambda v: isinstance(v, Mapping), "a table")  # type: ignore[no-any-return]
+
+
+def _text(table: Mapping[str, Any], key: str, where: str = "") -> str:
+    return str(_field(table, key, lambda v: isinstance(v, str) and bool(v), "a text", where))
+
+
+def _size(table: Mapping[str, Any], key: str) -> int:
+    return int(_field(table, key, lambda v: type(v) is int and 0 < v < 1_000_000, "a positive whole number"))
+
+
+def _index(table: Mapping[str, Any], key: str) -> int:
+    return int(_field(table, key, lambda v: type(v) is int and v >= 0, "a whole number from 0"))
+
+
+def _number(table: Mapping[str, Any], key: str, where: str) -> float | None:
+    """A finite number, or None where the field is absent or null."""
+    value = _field(table, key, lambda v: v is None or (type(v) in (int, float) and abs(v) < 1e6), "a number", where)
+    return None if value is None else float(value)
