@@ -1,0 +1,188 @@
+"""ONNX Runtime, on CPU or CUDA. The only module that imports `onnxruntime`, and only when an engine is wanted."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from .cpu import thread_count
+from .distributions import ort_repair
+from .driver import cuda_driver
+from .errors import EngineError, EngineUnavailable, MissingDependency
+from .session import Engine, agreed_spec, first_line, model_name
+from .spec import GraphSpec, TensorSpec
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_ERRORS_ONLY = 3
+_DTYPES = {"float": "float32", "double": "float64", **{n: n for n in ("float16", "bool")}}
+_DTYPES |= {f"{sign}int{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
+_redirect = threading.Lock()
+
+
+class OrtEngine(Engine):
+    """One ONNX file in ONNX Runtime; external weights are memory-mapped by the library on CPU."""
+
+    backend: ClassVar[str] = "onnxruntime"
+
+    def __init__(
+        self, model: Path | bytes, spec: GraphSpec | None = None, device: str = "cpu", threads: int | None = None
+    ) -> None:
+        """Load `model`, a file or its bytes; `spec`, if given, is what it must be (it may name its free dimensions).
+
+        Raises:
+            EngineUnavailable: `device` cannot be had; ONNX Runtime would fall back to the CPU without a word.
+            EngineError: the file cannot be loaded.
+            BundleError: the file is not what `spec` says.
+        """
+        self._session = _open_session(model, device, thread_count(threads))
+        super().__init__(agreed_spec(spec, _spec_of(self._session, model_name(model)), model), device)
+        self._outputs = [tensor.name for tensor in self.spec.outputs]
+
+    def _run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        session = self._session  # close() in another thread must not take it away half-way
+        if session is None:
+            raise self._closed_error()
+        try:
+            outputs = session.run(self._outputs, feeds)
+        except Exception as error:  # the library's own exception classes share no base of their own
+            raise EngineError(f"graph {self.spec.name!r} failed in ONNX Runtime: {first_line(error)}") from error
+        return dict(zip(self._outputs, outputs, strict=True))
+
+    def close(self) -> None:
+        """Free the session, once the runs in progress have ended."""
+        super().close()
+        self._session = None
+
+
+def version() -> str:
+    """Version of ONNX Runtime; imports it.
+
+    Raises:
+        MissingDependency: it is not installed.
+        EngineUnavailable: its files are damaged.
+    """
+    return str(_library().__version__)
+
+
+def unusable_reason(device: str) -> str:
+    """Why `device` cannot be had, "" if nothing speaks against it; cheap questions come first, and nothing is run."""
+    if device == "cuda" and cuda_driver().devices == 0:
+        return cuda_driver().reason
+    try:
+        ort = _library()
+    except (MissingDependency, EngineUnavailable) as error:
+        return str(error)
+    if PROVIDERS[device] not in ort.get_available_providers():
+        return f"the installed onnxruntime {ort.__version__} has no {PROVIDERS[device]}"
+    return _cuda_libraries_missing() if device == "cuda" else ""
+
+
+@lru_cache(maxsize=1)
+def _cuda_libraries_missing() -> str:
+    """Why the CUDA provider cannot be loaded, "" if it can.
+
+    The build for GPUs lists CUDA as available on every machine. Its provider library, loaded here by itself, names
+    the first library that is missing; a session would print that and go on with the CPU.
+    """
+    ort = _library()
+    name = "onnxruntime_providers_cuda.dll" if sys.platform == "win32" else "libonnxruntime_providers_cuda.so"
+    with stdout_to_stderr(), open(os.devnull, "w") as void, redirect_stdout(void):
+        if hasattr(ort, "preload_dlls"):
+            ort.preload_dlls()  # finds CUDA and cuDNN in the nvidia-* wheels where the system has none
+    try:
+        ctypes.CDLL(str(Path(ort.__file__).parent / "capi" / name))
+    except OSError as error:
+        return f"the CUDA libraries are missing ({first_line(error)})"
+    return ""
+
+
+@lru_cache(maxsize=1)
+def _library() -> Any:
+    """Import ONNX Runtime; the GPU build prints to stdout without a driver, which would corrupt `--json`."""
+    try:
+        with stdout_to_stderr():
+            import onnxruntime
+    except ImportError as error:
+        raise MissingDependency(
+            f"ONNX Runtime cannot be imported ({first_line(error)}); run: {ort_repair()}"
+        ) from error
+    if not hasattr(onnxruntime, "InferenceSession"):
+        raise EngineUnavailable(
+            f"the files of onnxruntime are damaged, as when one of its distributions was removed; run: {ort_repair()}"
+        )
+    onnxruntime.set_default_logger_severity(_ERRORS_ONLY)
+    return onnxruntime
+
+
+def _open_session(model: Path | bytes, device: str, threads: int) -> Any:
+    reason = unusable_reason(device)
+    if reason:
+        raise EngineUnavailable(f"ONNX Runtime cannot run on {device!r}: {reason}")
+    ort, provider = _library(), PROVIDERS[device]
+    source = model if isinstance(model, bytes) else str(model)
+    providers = list(dict.fromkeys((provider, PROVIDERS["cpu"])))
+    try:
+        with stdout_to_stderr(device != "cpu"):
+            session = ort.InferenceSession(source, _options(ort, threads), providers=providers)
+    except Exception as error:  # the library's own exception classes share no base of their own
+        raise EngineError(f"ONNX Runtime cannot load {model_name(model)}: {first_line(error)}") from error
+    if session.get_providers()[0] != provider:
+        raise EngineUnavailable(f"ONNX Runtime was asked for {provider} and fell back to {session.get_providers()[0]}")
+    return session
+
+
+def _options(ort: Any, threads: int) -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = _ERRORS_ONLY
+    # A bundle holds several sessions, each with its own pool: threads of one must not spin while another computes.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
+def _spec_of(session: Any, name: str) -> GraphSpec:
+    inputs, outputs = (tuple(map(_tensor_of, nodes)) for nodes in (session.get_inputs(), session.get_outputs()))
+    return GraphSpec(name, inputs, outputs)
+
+
+def _tensor_of(node: Any) -> TensorSpec:
+    kind = node.type.removeprefix("tensor(").removesuffix(")")
+    shape = (size if size is not None else f"{node.name}_{axis}" for axis, size in enumerate(node.shape))
+    return TensorSpec(node.name, _DTYPES.get(kind, kind), tuple(shape))
+
+
+@contextmanager
+def stdout_to_stderr(active: bool = True) -> Iterator[None]:
+    """Send file descriptor 1 to 2 meanwhile, for native code that prints; does nothing where there is no stdout."""
+    with _redirect if active else nullcontext():
+        saved = _point_stdout_at_stderr() if active else None
+        try:
+            yield
+        finally:
+            if saved is not None:
+                os.dup2(saved, 1)
+                os.close(saved)
+
+
+def _point_stdout_at_stderr() -> int | None:
+    """A copy of the old descriptor 1, None where descriptor 1 or 2 is closed, as in some services."""
+    try:
+        os.fstat(2)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        saved = os.dup(1)
+    except (OSError, ValueError):
+        return None
+    os.dup2(2, 1)
+    return saved

@@ -1,0 +1,89 @@
+"""The one engine contract: a loaded graph that validates its feeds, then runs them on one backend and device."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import ClassVar
+
+import numpy as np
+
+from .errors import BundleError, EngineError
+from .spec import GraphSpec, check_feeds, spec_differences
+
+
+class Engine(ABC):
+    """A graph loaded on a backend.
+
+    `run` may be called from several threads at once. Feeds belong to the caller: they are read during the call and
+    never kept or written. Outputs are fresh arrays that belong to the caller: a later run does not touch them.
+
+    Attributes:
+        spec: what the graph takes and gives.
+        device: `"cpu"` or `"cuda"`, where it really runs.
+        backend: name of the library that runs it, as in `select.ENGINES`.
+    """
+
+    backend: ClassVar[str]
+
+    def __init__(self, spec: GraphSpec, device: str) -> None:
+        self.spec = spec
+        self.device = device
+        self._closed = False
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs by name for feeds by name.
+
+        Raises:
+            InputError: the feeds do not fit `spec`.
+            EngineError: the backend failed, or the engine is closed.
+        """
+        if self._closed:
+            raise self._closed_error()
+        return self._run(check_feeds(self.spec, feeds))
+
+    @abstractmethod
+    def _run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run checked feeds, given as contiguous arrays in the order of `spec.inputs`."""
+
+    def close(self) -> None:
+        """Free the backend's memory; a second call does nothing."""
+        self._closed = True
+
+    def _closed_error(self) -> EngineError:
+        return EngineError(f"graph {self.spec.name!r}: the engine is closed; open the bundle again to run it.")
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def agreed_spec(promised: GraphSpec | None, found: GraphSpec, model: Path | bytes) -> GraphSpec:
+    """The promised spec where there is one (it names the free dimensions), checked against the file's own.
+
+    Raises:
+        BundleError: the file takes or gives something else than was promised.
+    """
+    if promised is None:
+        return found
+    faults = spec_differences(promised, found)
+    if faults:
+        raise BundleError(f"{model_name(model)} is not what bundle.json says: {'; '.join(faults)}. Export it again.")
+    return promised
+
+
+def model_name(model: Path | bytes) -> str:
+    """How messages name a model."""
+    return "a graph in memory" if isinstance(model, bytes) else str(model)
+
+
+def first_line(error: BaseException) -> str:
+    """The gist of a backend's error: its first line, at most 300 characters."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:300]
