@@ -95,11 +95,7 @@ def test_public_names_resolve() -> None:
 
 def test_torch_commands_name_the_extra() -> None:
     """A command that needs torch says which extra to install, on one line, with the exit code of its error."""
-    source = (
-        BLOCK
-        + "sys.argv = ['styleclip-rt', 'export', '--prompt', 'bob-cut']\nfrom styleclip_rt.runtime.cli import main\nmain()"
-    )
-    result = _python(source, blocked=TRAINING_LIBRARIES)
+    result = _python(BLOCK + EXPORT, blocked=TRAINING_LIBRARIES)
     assert result.returncode == 7, result.stderr
     assert "styleclip-rt[torch]" in result.stderr
     assert "Traceback" not in result.stderr
