@@ -12,22 +12,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from ..engines.spec import TensorSpec
 from ..runtime.training.networks.clip import Clip
 from ..runtime.training.networks.mapper import LevelsMapper
 from ..runtime.training.networks.stylegan2 import Generator
 from ..runtime.training.pack import Pack
 
-Shape = tuple[int | str, ...]
 Feeds = tuple[Tensor, ...]
-
-
-@dataclass(frozen=True)
-class Port:
-    """A graph input or output: name, dtype as in the bundle, shape with "N" for the batch."""
-
-    name: str
-    dtype: str
-    shape: Shape
 
 
 @dataclass(frozen=True)
@@ -36,8 +27,8 @@ class Graph:
 
     name: str
     module: nn.Module
-    inputs: tuple[Port, ...]
-    outputs: tuple[Port, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
     feeds: Callable[[int, torch.Generator], Feeds] = field(repr=False)
     metric: str = "latent"
 
@@ -232,33 +223,33 @@ class GraphFactory:
         rows[:, 0] = int(special.get("bos", rows[0, 0]))
         return rows.scatter(1, ends[:, None], eos)
 
-    def w_port(self, name: str = "w") -> Port:
+    def w_port(self, name: str = "w") -> TensorSpec:
         """The port of a w+ tensor."""
         config = self.pack.generator.config
-        return Port(name, "float32", ("N", self.pack.generator.num_ws, config.w_dim))
+        return TensorSpec(name, "float32", ("N", self.pack.generator.num_ws, config.w_dim))
 
-    def s_port(self, name: str = "s") -> Port:
+    def s_port(self, name: str = "s") -> TensorSpec:
         """The port of a style vector."""
-        return Port(name, "float32", ("N", self.pack.generator.style_channels))
+        return TensorSpec(name, "float32", ("N", self.pack.generator.style_channels))
 
-    def u8_port(self) -> Port:
+    def u8_port(self) -> TensorSpec:
         """The port of a finished image."""
         size = self.pack.generator.config.resolution
-        return Port("image_u8", "uint8", ("N", size, size, 3))
+        return TensorSpec("image_u8", "uint8", ("N", size, size, 3))
 
-    def embedding_port(self, name: str, width: int) -> Port:
+    def embedding_port(self, name: str, width: int) -> TensorSpec:
         """The port of an embedding."""
-        return Port(name, "float32", ("N", width))
+        return TensorSpec(name, "float32", ("N", width))
 
     @staticmethod
-    def image_port(size: int) -> Port:
+    def image_port(size: int) -> TensorSpec:
         """The port of an image in -1..1."""
-        return Port("image", "float32", ("N", 3, size, size))
+        return TensorSpec("image", "float32", ("N", 3, size, size))
 
     def mapping(self) -> Graph:
         """Graph `mapping`."""
         width = self.pack.generator.config.z_dim
-        ports = (Port("z", "float32", ("N", width)), Port("psi", "float32", ("N",)))
+        ports = (TensorSpec("z", "float32", ("N", width)), TensorSpec("psi", "float32", ("N",)))
         feeds = together(normal(width), uniform(0.0, 1.0))
         return Graph("mapping", MappingGraph(self.pack.generator), ports, (self.w_port(),), feeds)
 
@@ -294,7 +285,7 @@ class GraphFactory:
     def encode_text(self) -> Graph:
         """Graph `encode_text`."""
         clip = self.pack.clip
-        tokens = Port("tokens", "int64", ("N", clip.context_length))
+        tokens = TensorSpec("tokens", "int64", ("N", clip.context_length))
         out = self.embedding_port("embedding", clip.embed_dim)
         return Graph("encode_text", EncodeTextGraph(clip), (tokens,), (out,), together(self.tokens), "cosine")
 
@@ -318,7 +309,7 @@ class GraphFactory:
 
     def direction(self) -> Graph:
         """Graph `direction`."""
-        ports = (self.embedding_port("delta_t", self.pack.directions.shape[1]), Port("beta", "float32", ("N",)))
+        ports = (self.embedding_port("delta_t", self.pack.directions.shape[1]), TensorSpec("beta", "float32", ("N",)))
         outs = (self.s_port("delta_s"), self.s_port("relevance"))
         return Graph("direction", self.direction_module(), ports, outs, self.direction_feeds)
 
@@ -328,8 +319,8 @@ class GraphFactory:
         ports = (
             self.w_port(),
             self.embedding_port("delta_t", self.pack.directions.shape[1]),
-            Port("alpha", "float32", ("N",)),
-            Port("beta", "float32", ("N",)),
+            TensorSpec("alpha", "float32", ("N",)),
+            TensorSpec("beta", "float32", ("N",)),
         )
 
         def feeds(batch: int, rng: torch.Generator) -> Feeds:
@@ -346,7 +337,7 @@ class GraphFactory:
     def edit_mapper(self, name: str) -> Graph:
         """Graph `edit_mapper/<name>`."""
         module = EditMapperGraph(self.pack.generator, self.pack.mapper(name))
-        ports = (self.w_port(), Port("strength", "float32", ("N",)))
+        ports = (self.w_port(), TensorSpec("strength", "float32", ("N",)))
         feeds = together(self.latents, uniform(0.0, 1.5))
         return Graph(f"edit_mapper/{name}", module, ports, (self.u8_port(),), feeds, "u8")
 

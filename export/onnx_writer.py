@@ -1,0 +1,173 @@
+"""Torch module -> clean ONNX model: traced by the dynamo exporter, typed ports, no trace of the machine it ran on."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+
+import onnx
+import torch
+from onnx import helper
+from torch import Tensor
+
+from ..engines.errors import PackError
+from ..engines.spec import TensorSpec
+from .fuse import ADD_DIRECTION, ADD_OFFSET, OPSET, TO_U8, Part, fuse, glue
+from .graphs import Graph
+from .weights import frozen_float32, known_gains, store_as_fp16
+
+TRACE_BATCH = 3  # neither 0 nor 1, which the exporter would specialise
+OUTPUT = "output."
+DTYPES = {"float32": onnx.TensorProto.FLOAT, "int64": onnx.TensorProto.INT64, "uint8": onnx.TensorProto.UINT8}
+
+
+class ModelMaker:
+    """ONNX models of graphs; parts that several graphs share are traced once."""
+
+    def __init__(self) -> None:
+        self.traced: dict[str, onnx.ModelProto] = {}
+
+    def model(self, graph: Graph, parts: dict[str, Graph]) -> onnx.ModelProto:
+        """The finished model of `graph` (weights still inside); `parts` are the graphs that fused ones are made of."""
+        if graph.name == "synthesize_u8":
+            model = self.fused(graph, [self.part("synthesize", parts, {"s": "s"}), self.tail()])
+        elif graph.name == "edit_global":
+            model = self.fused(graph, self.global_parts(parts))
+        elif graph.name.startswith("edit_mapper/"):
+            model = self.fused(graph, self.mapper_parts(graph.name.removeprefix("edit_"), parts))
+        else:
+            model = onnx.ModelProto()
+            model.CopyFrom(self.trace(graph))
+        set_ports(model, graph)
+        onnx.checker.check_model(model)
+        return model
+
+    def trace(self, graph: Graph) -> onnx.ModelProto:
+        """The graph as the exporter gives it, cleaned, with fp16 weights; cached."""
+        if graph.name not in self.traced:
+            model = clean(onnx_from_module(graph))
+            store_as_fp16(model, known_gains(graph.module))
+            self.traced[graph.name] = model
+        return self.traced[graph.name]
+
+    def part(self, name: str, parts: dict[str, Graph], feeds: dict[str, str]) -> Part:
+        """A traced graph as part of a fused one; the prefix is the graph's kind."""
+        return Part(name.split("/")[0], self.trace(parts[name]), feeds)
+
+    @staticmethod
+    def tail(image: str = "synthesize/image") -> Part:
+        """The uint8 ending."""
+        return Part("tail", glue(TO_U8), {"image": image})
+
+    def global_parts(self, parts: dict[str, Graph]) -> list[Part]:
+        """s' = style(w) + alpha * direction(delta_t, beta)."""
+        return [
+            self.part("style", parts, {"w": "w"}),
+            self.part("direction", parts, {"delta_t": "delta_t", "beta": "beta"}),
+            Part("mix", glue(ADD_DIRECTION), {"s": "style/s", "delta_s": "direction/delta_s", "alpha": "alpha"}),
+            self.part("synthesize", parts, {"s": "mix/edited"}),
+            self.tail(),
+        ]
+
+    def mapper_parts(self, mapper: str, parts: dict[str, Graph]) -> list[Part]:
+        """w' = w + strength * mapper(w)."""
+        return [
+            self.part(mapper, parts, {"w": "w"}),
+            Part("mix", glue(ADD_OFFSET), {"w": "w", "delta_w": "mapper/delta_w", "strength": "strength"}),
+            self.part("style", parts, {"w": "mix/edited"}),
+            self.part("synthesize", parts, {"s": "style/s"}),
+            self.tail(),
+        ]
+
+    @staticmethod
+    def fused(graph: Graph, parts: Sequence[Part]) -> onnx.ModelProto:
+        """The fused model of `graph`."""
+        return fuse(graph.name, parts, [value_info(spec) for spec in graph.inputs], f"tail/{graph.outputs[0].name}")
+
+
+def onnx_from_module(graph: Graph) -> onnx.ModelProto:
+    """Traces a graph's module with a free batch; PackError when the module is not float32 on the CPU."""
+    if not frozen_float32(graph.module):
+        raise PackError(
+            f"graph {graph.name!r}: export expects float32 weights on the CPU; load the pack with load_pack"
+        )
+    feeds = graph.feeds(TRACE_BATCH, torch.Generator().manual_seed(0))
+    batch = torch.export.Dim("N", min=1, max=1 << 16)
+    with quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            graph.module.eval(),
+            feeds,
+            dynamo=True,
+            verbose=False,
+            opset_version=OPSET,
+            input_names=[spec.name for spec in graph.inputs],
+            output_names=[OUTPUT + spec.name for spec in graph.outputs],
+            dynamic_shapes=tuple({0: batch} for _ in feeds),
+        )
+    if program is None:
+        raise PackError(f"graph {graph.name!r}: the exporter gave no model; check the versions of torch and onnxscript")
+    model = program.model_proto
+    name_outputs(model, [spec.name for spec in graph.outputs])
+    return model
+
+
+def name_outputs(model: onnx.ModelProto, names: Sequence[str]) -> None:
+    """Gives the outputs their final names; an inner value that has such a name already (an op's own) makes way.
+
+    The exporter itself does not see that clash: an output "embedding" and an inner Gather "embedding" stay two values
+    of one name.
+    """
+    new = {name: f"inner.{name}" for name in names} | {OUTPUT + name: name for name in names}
+    for holder in (*model.graph.initializer, *model.graph.output):
+        holder.name = new.get(holder.name, holder.name)
+    for node in model.graph.node:
+        node.input[:] = [new.get(name, name) for name in node.input]
+        node.output[:] = [new.get(name, name) for name in node.output]
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps the exporter's progress lines and warnings off the terminal; errors still raise."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def clean(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Drops stack traces, paths of this machine, and inferred shapes of intermediates; keeps the maths."""
+    for holder in (model, model.graph, *model.graph.node, *model.graph.initializer):
+        holder.doc_string = ""
+        if hasattr(holder, "metadata_props"):
+            del holder.metadata_props[:]
+    del model.graph.value_info[:]
+    return model
+
+
+def value_info(spec: TensorSpec) -> onnx.ValueInfoProto:
+    """The typed port of a graph, free dimensions by name."""
+    return helper.make_tensor_value_info(spec.name, DTYPES[spec.dtype], list(spec.shape))
+
+
+def set_ports(model: onnx.ModelProto, graph: Graph) -> None:
+    """Writes the graph's declared ports and name into the model; PackError if the traced names differ."""
+    for have, want in ((model.graph.input, graph.inputs), (model.graph.output, graph.outputs)):
+        names, expected = [value.name for value in have], [spec.name for spec in want]
+        if names != expected:
+            raise PackError(f"graph {graph.name!r}: traced ports are {names}, expected {expected}")
+        del have[:]
+        have.extend(value_info(spec) for spec in want)
+    model.graph.name = graph.name
+    model.producer_name = "styleclip-rt"
+
+
+def feeds_as_numpy(graph: Graph, feeds: tuple[Tensor, ...]) -> dict[str, object]:
+    """Torch feeds -> the dict that ONNX Runtime takes."""
+    return {spec.name: tensor.contiguous().numpy() for spec, tensor in zip(graph.inputs, feeds, strict=True)}
