@@ -1,0 +1,30 @@
+"""Contact sheets of generated pictures: one named row per edit, small enough to stand in the documentation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+
+from ...sheets import contact_sheet
+
+
+def pictures(images: Tensor) -> list[Image.Image]:
+    """[n,3,R,R] in -1..1 -> n Pillow pictures."""
+    u8 = ((images.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(image) for image in u8]
+
+
+def sheet(rows: Mapping[str, Tensor], title: str = "") -> Image.Image:
+    """Rows of pictures [n,3,R,R] in -1..1, each with its name at the left."""
+    columns = max(len(images) for images in rows.values())
+    return contact_sheet([pictures(images) for images in rows.values()], list(rows), [""] * columns, title)
+
+
+def save(path: Path, rows: Mapping[str, Tensor], title: str = "") -> Path:
+    """Writes the sheet as a palette-free, well compressed PNG and returns its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet(rows, title).save(path, optimize=True)
+    return path
