@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from styleclip_rt.runtime.training.demo import selection
-from styleclip_rt.runtime.training.demo.evaluate import SWEEP_BETAS, Effort, evaluate, write_prompts
+from styleclip_rt.runtime.training.demo import settings
+from styleclip_rt.runtime.training.demo.evaluate import SWEEP_BETAS, Effort, evaluate, recommended, write_prompts
 from styleclip_rt.runtime.training.demo.factors import ATTRIBUTES
 from styleclip_rt.runtime.training.demo.judge import JudgeNet
 from styleclip_rt.runtime.training.demo.scores import (
@@ -46,7 +45,7 @@ def test_targets_are_attributes_of_the_recipe() -> None:
     assert len(TARGETS) == 12
     for attribute, value in TARGETS.values():
         assert value in ATTRIBUTES[attribute]
-    assert selection.CANDIDATES.keys() == TARGETS.keys()
+    assert settings.CANDIDATES.keys() == TARGETS.keys()
 
 
 def test_hair_of_bald_and_covered_heads_is_not_visible() -> None:
@@ -97,7 +96,7 @@ CLIP_CONFIG = {
 
 def write_tokenizer(path: Path) -> Path:
     tokenizers = pytest.importorskip("tokenizers")
-    texts = [text for pairs in selection.CANDIDATES.values() for part in pairs for text in part]
+    texts = [text for pairs in settings.CANDIDATES.values() for part in pairs for text in part]
     words = sorted({word for text in texts for word in text.replace("-", " - ").split()})
     table = {word: i for i, word in enumerate(["<bos>", "<eos>", "<pad>", "<unk>", *words])}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(table, unk_token="<unk>"))
@@ -134,12 +133,12 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def report(pack: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     out = tmp_path_factory.mktemp("out")
     few = pytest.MonkeyPatch()
-    few.setattr(selection, "ALPHAS", (1.0, 3.0))
-    few.setattr(selection, "BETAS", (0.12, 0.3))
-    few.setattr(selection, "STRENGTHS", (1.0,))
-    few.setattr(selection, "CANDIDATES", {name: (t, n[:1]) for name, (t, n) in selection.CANDIDATES.items()})
+    few.setattr(settings, "ALPHAS", (1.0, 3.0))
+    few.setattr(settings, "BETAS", (0.12, 0.3))
+    few.setattr(settings, "STRENGTHS", (1.0,))
+    few.setattr(settings, "CANDIDATES", {name: (t, n[:1]) for name, (t, n) in settings.CANDIDATES.items()})
     try:
-        prompts = evaluate(pack, out, work=out, effort=Effort(faces=6, coarse_faces=2, unseen_renders=4, samples=48))
+        prompts = evaluate(pack, out, effort=Effort(faces=6, unseen_renders=4, samples=48, choice=0.03))
     finally:
         few.undo()
     return out, prompts
@@ -160,7 +159,6 @@ def test_evaluation_writes_every_table(report: tuple[Path, dict]) -> None:
     assert all((row["alpha"], row["beta"]) == ("3.0", "0.12") for row in published)
     for name in ("mapper", "inversion", "samples"):
         assert rows_of(results / f"toyfaces-{name}.csv")
-    assert json.loads((results / "toyfaces-prompts.json").read_text()) == prompts
     assert prompts["glasses"]["mapper"] == "mapper/glasses"
     assert prompts["hat"]["mapper"] is None
 
@@ -192,3 +190,28 @@ def test_no_edit_is_the_unedited_picture(pack: Path) -> None:
     delta_s = subject.direction("a face with glasses", "a face", 0.1)
     assert torch.equal(subject.edit(faces, delta_s, 0.0), faces.images)
     assert np.count_nonzero(delta_s) > 0
+
+
+def test_a_killed_search_continues(pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    subject, memory = Subject(load_pack(pack)), tmp_path / "settings.json"
+    asked: list[str] = []
+
+    def choose(_subject: Subject, prompt: str, *_args: object, **_named: object) -> settings.Setting:
+        asked.append(prompt)
+        if len(asked) == 4:
+            raise KeyboardInterrupt
+        return settings.Setting(prompt, "a face", 1.0, 0.1)
+
+    monkeypatch.setattr(settings, "choose", choose)
+    with pytest.raises(KeyboardInterrupt):
+        settings.choose_settings(subject, scale=0.03, memory=memory)
+    chosen = settings.choose_settings(subject, scale=0.03, memory=memory)
+    assert chosen.keys() == TARGETS.keys()
+    assert len(asked) == 12 + 1
+
+
+def test_settings_of_the_pack_are_reported_as_they_are(pack: Path, report: tuple[Path, dict], tmp_path: Path) -> None:
+    with PackWriter(tmp_path / "copy", "copy", base=pack) as writer:
+        writer.prompts = {name: {**row, "alpha": 1.25} for name, row in report[1].items()}
+    chosen, _ = recommended(Subject(load_pack(tmp_path / "copy")), Effort(choice=0.03))
+    assert {setting.alpha for setting in chosen.values()} == {1.25}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -28,3 +30,13 @@ def save(path: Path, rows: Mapping[str, Tensor], title: str = "") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet(rows, title).save(path, optimize=True)
     return path
+
+
+def save_grid(path: Path, images_u8: NDArray[np.uint8], columns: int = 10) -> Path:
+    """Writes pictures [n,R,R,3] as a plain grid."""
+    n, size = images_u8.shape[:2]
+    rows = -(-n // columns)
+    grid = np.full((rows * columns, size, size, 3), 255, np.uint8)
+    grid[:n] = images_u8
+    tiles = grid.reshape(rows, columns, size, size, 3).swapaxes(1, 2).reshape(rows * size, columns * size, 3)
+    return write_image(Image.fromarray(tiles), path)

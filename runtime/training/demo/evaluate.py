@@ -7,7 +7,6 @@ worth nothing without a look at the sheet beside it.
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,28 +18,28 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..pack import Pack, PackWriter, load_pack
-from . import contact, selection
+from . import contact, settings
 from .dataset import to_pm1
 from .factors import labels, sample_factors
 from .loop import device
 from .renderer import render
 from .scores import TARGETS, frechet_distance, psnr_db, visible
-from .selection import Setting
+from .settings import Setting
 from .subject import Edited, Faces, Subject, in_chunks
 
-SELECTION_SEED, REPORT_SEED, RENDER_SEED = 71, 72, 73
+REPORT_SEED, RENDER_SEED = 72, 73
 SWEEP_BETAS = (0.05, 0.08, 0.12, 0.16, 0.2, 0.25, 0.3, 0.4, 0.5)
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How many faces each part sees; the defaults are the sizes that the README reports."""
+    """How many faces each part sees; the defaults are the sizes that the README reports. `choice` scales the search."""
 
     faces: int = 256
-    coarse_faces: int = 64
     unseen_renders: int = 256
     samples: int = 10_000
+    choice: float = 1.0
 
 
 def _shares(edited: Edited) -> Row:
@@ -63,7 +62,7 @@ def direction_rows(subject: Subject, faces: Faces, chosen: Mapping[str, Setting]
         tried = [("recommended", best), ("published", Setting(best.target, best.neutral, 3.0, 0.12))]
         tried += [("sweep", Setting(best.target, best.neutral, best.alpha, beta)) for beta in SWEEP_BETAS]
         for kind, setting in tried:
-            edited, channels = selection.try_setting(subject, prompt, lacking, setting)
+            edited, channels = settings.try_setting(subject, prompt, lacking, setting)
             rows.append({"prompt": prompt, "setting": kind, **asdict(setting), "channels": channels, **_shares(edited)})
     return rows
 
@@ -72,7 +71,7 @@ def mapper_rows(subject: Subject, faces: Faces, strengths: Mapping[str, float]) 
     """The trained mappers at their recommended strengths."""
     rows = []
     for prompt, strength in strengths.items():
-        edited = selection.map_faces(subject, prompt, faces.lacking(prompt), strength)
+        edited = settings.map_faces(subject, prompt, faces.lacking(prompt), strength)
         rows.append({"prompt": prompt, "strength": strength, **_shares(edited)})
     return rows
 
@@ -138,6 +137,16 @@ def prompt_table(chosen: Mapping[str, Setting], strengths: Mapping[str, float]) 
     }
 
 
+def recommended(subject: Subject, effort: Effort) -> tuple[dict[str, Setting], dict[str, float]]:
+    """The pack's own settings; where it has none for a prompt, and for mapper strengths, they are chosen now."""
+    known = {name: row for name, row in subject.pack.prompts.items() if name in TARGETS and row.get("alpha")}
+    if known.keys() != TARGETS.keys():
+        known = settings.choose_settings(subject, scale=effort.choice)
+    fields = ("target", "neutral", "alpha", "beta")
+    chosen = {name: Setting(**{key: known[name][key] for key in fields}) for name in TARGETS}
+    return chosen, settings.choose_strengths(subject, scale=effort.choice)
+
+
 def write_prompts(pack: Pack, prompts: Mapping[str, Row]) -> Path:
     """Rewrites the pack in place with these prompts."""
     with PackWriter(pack.path, pack.name, base=pack.path) as writer:
@@ -172,24 +181,18 @@ def _sheets(
     contact.save(out / "toyfaces-samples.png", {"renders": renders, **rebuilt, "samples": first.images})
 
 
-def evaluate(
-    pack: Pack | Path | str, out: Path, *, work: Path | None = None, effort: Effort | None = None
-) -> dict[str, Row]:
-    """Chooses settings, writes all tables and sheets, and returns the prompt table for the pack.
+def evaluate(pack: Pack | Path | str, out: Path, *, effort: Effort | None = None) -> dict[str, Row]:
+    """Writes all tables and sheets of a pack, and returns its prompt table with the mappers' strengths.
 
     Args:
         pack: a pack with a judge, opened, or its folder or name.
         out: root that `benchmarks/results/toyfaces-*.csv` and `docs/images/toyfaces-*.png` are written under.
-        work: folder that keeps chosen settings, so that a killed search continues.
         effort: numbers of faces; smaller for smoke runs.
     """
     subject, effort = Subject(pack if isinstance(pack, Pack) else load_pack(pack)), effort or Effort()
     results, images = out / "benchmarks" / "results", out / "docs" / "images"
-    selecting, reported = (subject.faces(effort.faces, seed) for seed in (SELECTION_SEED, REPORT_SEED))
-    memory = None if work is None else work / "settings.json"
-    chosen = selection.choose_all(subject, selecting, memory=memory, coarse_faces=effort.coarse_faces)
-    mappers = [name for name in subject.pack.mappers if name in TARGETS]
-    strengths = {name: selection.choose_strength(subject, name, selecting) for name in mappers}
+    chosen, strengths = recommended(subject, effort)
+    reported = subject.faces(effort.faces, REPORT_SEED)
     _sheets(subject, reported, chosen, strengths, images)
     _write_csv(results / "toyfaces-directions.csv", direction_rows(subject, reported, chosen))
     if strengths:
@@ -197,6 +200,4 @@ def evaluate(
     if subject.pack.has("inverter"):
         _write_csv(results / "toyfaces-inversion.csv", inversion_rows(subject, effort.unseen_renders))
     _write_csv(results / "toyfaces-samples.csv", sample_rows(subject, effort.samples))
-    prompts = prompt_table(chosen, strengths)
-    (results / "toyfaces-prompts.json").write_text(json.dumps(prompts, indent=1) + "\n")
-    return prompts
+    return prompt_table(chosen, strengths)

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -38,6 +39,8 @@ CANDIDATES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 ALPHAS = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0)
 BETAS = (0.08, 0.12, 0.16, 0.2, 0.25, 0.3, 0.4, 0.5)
+STRENGTHS = (0.5, 0.7, 0.85, 1.0, 1.2, 1.5)
+FACES, COARSE_FACES, SELECTION_SEED = 256, 64, 71
 HOPELESS = 0.25
 """Above this share of changed others, a larger alpha is not tried."""
 
@@ -110,33 +113,35 @@ def choose(subject: Subject, prompt: str, faces: Faces, *, coarse_faces: int = 6
     return best[1]
 
 
-def choose_all(
-    subject: Subject, faces: Faces, *, memory: Path | None = None, coarse_faces: int = 64
-) -> dict[str, Setting]:
-    """The best setting of all prompts. `memory` is a JSON file that keeps finished prompts of the same pack."""
-    known: dict[str, dict[str, Setting]] = {}
+def choose_settings(subject: Subject, *, scale: float = 1.0, memory: Path | None = None) -> dict[str, dict[str, Any]]:
+    """Texts, alpha and beta of all prompts: the start of the `prompts` entry of pack.json.
+
+    Args:
+        scale: below 1, fewer faces are tried (smoke runs).
+        memory: JSON file that keeps finished prompts of the same pack, so that a killed search continues.
+    """
+    faces = subject.faces(max(8, int(FACES * min(1.0, scale))), SELECTION_SEED)
+    coarse_faces = max(4, int(COARSE_FACES * min(1.0, scale)))
     stamp = subject.pack.sha256
-    if memory is not None and memory.exists():
-        stored = json.loads(memory.read_text())
-        known = {stamp: {name: Setting(**row) for name, row in stored.get(stamp, {}).items()}}
-    chosen = known.get(stamp, {})
+    stored = json.loads(memory.read_text()) if memory is not None and memory.exists() else {}
+    chosen: dict[str, dict[str, Any]] = stored.get(stamp, {})
     for prompt in tqdm(TARGETS, "choose settings", unit="prompt", disable=None):
         if prompt not in chosen:
-            chosen[prompt] = choose(subject, prompt, faces, coarse_faces=coarse_faces)
+            chosen[prompt] = asdict(choose(subject, prompt, faces, coarse_faces=coarse_faces))
             if memory is not None:
-                rows = {name: asdict(setting) for name, setting in chosen.items()}
-                memory.write_text(json.dumps({stamp: rows}, indent=1) + "\n")
+                memory.write_text(json.dumps({stamp: chosen}, indent=1) + "\n")
     return chosen
 
 
-STRENGTHS = (0.5, 0.7, 0.85, 1.0, 1.2, 1.5)
-
-
-def choose_strength(subject: Subject, prompt: str, faces: Faces) -> float:
-    """The best strength of the prompt's mapper on the selection faces."""
-    lacking = faces.lacking(prompt)
-    scores = {k: merit(map_faces(subject, prompt, lacking, k), k) for k in STRENGTHS}
-    return max(scores, key=lambda k: scores[k])
+def choose_strengths(subject: Subject, *, scale: float = 1.0) -> dict[str, float]:
+    """The best strength of every mapper of the pack that the judge can measure, on the selection faces."""
+    faces = subject.faces(max(8, int(FACES * min(1.0, scale))), SELECTION_SEED)
+    chosen = {}
+    for prompt in (name for name in subject.pack.mappers if name in TARGETS):
+        lacking = faces.lacking(prompt)
+        scores = {k: merit(map_faces(subject, prompt, lacking, k), k) for k in STRENGTHS}
+        chosen[prompt] = max(scores, key=lambda k: scores[k])
+    return chosen
 
 
 def map_faces(subject: Subject, prompt: str, lacking: Faces, strength: float) -> Edited:
