@@ -28,9 +28,10 @@ if TYPE_CHECKING:
 
 ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]"
 
-# Formats of photographs. Left out on purpose: EPS, PDF, WMF and others that run an interpreter or hold no pixels.
-READ_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "TIFF", "BMP", "DIB", "PPM", "JPEG2000", "AVIF", "ICO", "TGA",
-                "PCX", "SGI", "QOI", "PSD")  # fmt: skip
+# Formats of photographs, the usual ones first: their plugins are loaded alone. Left out on purpose: EPS, PDF, WMF and
+# others that run an interpreter or hold no pixels.
+USUAL_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "PPM")
+OTHER_FORMATS = ("WEBP", "TIFF", "AVIF", "JPEG2000", "ICO", "TGA", "PCX", "SGI", "QOI", "PSD")
 WRITE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP", ".tif": "TIFF",
                  ".tiff": "TIFF"}  # fmt: skip
 
@@ -58,7 +59,7 @@ def read_image(source: ImageSource, limits: Limits | None = None, shrink_to: int
         with _decoding("the image"):
             return _rgb(ImageOps.exif_transpose(source))
     data, label = _read_bytes(source, limits)
-    with _decoding(label), Image.open(io.BytesIO(data), formats=READ_FORMATS) as image:
+    with _decoding(label), _opened(data) as image:
         _check_pixels(image, limits, label)
         if shrink_to:
             image.draft(None, (2 * shrink_to, 2 * shrink_to))  # JPEG only; a no-op for every other format
@@ -157,6 +158,15 @@ def _read_file(path: str, limits: Limits) -> bytes:
         raise ImageError(f"cannot read {path!r}: {reason}") from error
 
 
+def _opened(data: bytes) -> Image.Image:
+    """Read the header. Plugins of the rarer formats are imported only if none of the usual ones knows the file."""
+    try:
+        return Image.open(io.BytesIO(data), formats=USUAL_FORMATS)
+    except Image.UnidentifiedImageError:
+        Image.init()
+        return Image.open(io.BytesIO(data), formats=[name for name in OTHER_FORMATS if name in Image.OPEN])
+
+
 def _check_pixels(image: Image.Image, limits: Limits, label: str) -> None:
     pixels = image.width * image.height
     if pixels > limits.max_pixels:
@@ -184,9 +194,7 @@ def _decoding(label: str) -> Iterator[None]:
         ) from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"{label} states a size that only a decompression bomb has: {error}") from error
-    except (
-        Exception
-    ) as error:  # parsers of hostile files raise anything: struct.error, SyntaxError, OSError, MemoryError
+    except Exception as error:  # parsers of hostile files raise anything: struct.error, SyntaxError, MemoryError
         raise ImageError(f"{label} is damaged or cut short: {error or type(error).__name__}") from error
 
 
