@@ -11,6 +11,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from stat import S_ISREG
 from typing import Any
 
 from .errors import BundleError
@@ -79,7 +80,8 @@ def path_inside(root: Path, relative: object) -> Path:
     try:
         real, base = (root / relative).resolve(), root.resolve()
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: a loop of links, before Python 3.13
-        raise BundleError(f"{given} cannot be followed: {error}.") from error
+        why = getattr(error, "strerror", None) or type(error).__name__
+        raise BundleError(f"{given} cannot be followed ({why}); {_AGAIN}.") from error
     if base not in real.parents:
         raise BundleError(
             f"{given} leaves the bundle through a symbolic link; copy the bundle with its links resolved."
@@ -132,12 +134,21 @@ def _file_entry(root: Path, name: str, row: dict[str, Any], where: Path) -> File
         raise BundleError(f"{where}: {name}: sha256 is {_short(sha256)}, expected 64 hex digits; {_AGAIN}.")
     if type(size) is not int or size < 0:
         raise BundleError(f"{where}: {name}: bytes is {_short(size)}, expected the size of the file; {_AGAIN}.")
-    if not path.is_file():
-        raise BundleError(f"{root}: the file {name} is missing; copy the bundle again, or {_AGAIN}.")
-    found = path.stat().st_size
+    found = _size_of(path)
+    if found is None:
+        raise BundleError(f"{root}: the file {name[:200]} is missing; copy the bundle again, or {_AGAIN}.")
     if found != size:
         raise BundleError(f"{path}: has {found} bytes, the manifest says {size}; copy the bundle again, or {_AGAIN}.")
     return FileEntry(path, sha256, size)
+
+
+def _size_of(path: Path) -> int | None:
+    """Bytes of a regular file; None for anything else, a name that no file can have included."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return None
+    return found.st_size if S_ISREG(found.st_mode) else None
 
 
 def _graph_spec(name: str, row: dict[str, Any], where: Path) -> GraphSpec:

@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -171,6 +171,7 @@ def stdout_to_stderr(active: bool = True) -> Iterator[None]:
             yield
         finally:
             if saved is not None:
+                _flush_stdout()
                 os.dup2(saved, 1)
                 os.close(saved)
 
@@ -179,10 +180,15 @@ def _point_stdout_at_stderr() -> int | None:
     """A copy of the old descriptor 1, None where descriptor 1 or 2 is closed, as in some services."""
     try:
         os.fstat(2)
-        if sys.stdout is not None:
-            sys.stdout.flush()
         saved = os.dup(1)
-    except (OSError, ValueError):
+    except OSError:
         return None
+    _flush_stdout()
     os.dup2(2, 1)
     return saved
+
+
+def _flush_stdout() -> None:
+    """What Python has buffered belongs to where descriptor 1 points now."""
+    with suppress(AttributeError, OSError, ValueError):  # no stdout, a broken pipe, a closed file
+        sys.stdout.flush()

@@ -1,0 +1,255 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from types import SimpleNamespace
+
+import pytest
+
+from styleclip_rt.engines import distributions, driver, ort, select
+from styleclip_rt.engines.errors import EngineUnavailable, MissingDependency
+
+NO_DRIVER = driver.Driver(0, "", "no NVIDIA driver on this machine (libcuda.so.1 cannot be loaded)")
+ONE_DEVICE = driver.Driver(1, "13.0", "")
+
+
+@pytest.fixture(autouse=True)
+def fresh_caches():
+    caches = (select._cuda_trial, ort._cuda_libraries_missing, driver.cuda_driver)
+    for cache in caches:
+        cache.cache_clear()
+    yield
+    for cache in caches:
+        cache.cache_clear()
+
+
+@pytest.fixture
+def with_driver(monkeypatch):
+    """Pretend that the driver answers as given."""
+
+    def pretend(answer):
+        monkeypatch.setattr(ort, "cuda_driver", lambda: answer)
+        monkeypatch.setattr(select, "cuda_driver", lambda: answer)
+
+    return pretend
+
+
+@pytest.fixture
+def with_distributions(monkeypatch):
+    def pretend(**versions):
+        table = {name.replace("_", "-"): version for name, version in versions.items()}
+        monkeypatch.setattr(distributions, "distribution_version", lambda name: table.get(name, ""))
+
+    return pretend
+
+
+def library(**attributes):
+    """A stand-in for the module onnxruntime."""
+    return SimpleNamespace(
+        **{
+            "__version__": "1.31.1",
+            "__file__": "/nowhere/onnxruntime/__init__.py",
+            "get_available_providers": lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
+            **attributes,
+        }
+    )
+
+
+def test_probe_has_a_row_per_engine_and_device():
+    rows = {(row.name, row.device): row for row in select.probe()}
+    assert list(rows) == [
+        ("onnxruntime", "cpu"),
+        ("onnxruntime", "cuda"),
+        ("openvino", "cpu"),
+        ("tensorrt", "cuda"),
+    ]
+    cpu = rows["onnxruntime", "cpu"]
+    assert cpu.installed
+    assert cpu.usable
+    assert cpu.version
+    assert "not yet run by this version" in rows["tensorrt", "cuda"].reason
+    for row in rows.values():
+        assert row.usable or row.reason
+
+
+def test_auto_without_a_driver_is_the_cpu_and_says_why(with_driver):
+    with_driver(NO_DRIVER)
+    choice = select.choose()
+    assert (choice.engine, choice.device) == ("onnxruntime", "cpu")
+    assert choice.reason == f"CUDA is not used: {NO_DRIVER.reason}"
+
+
+def test_cuda_without_a_driver_is_refused_with_the_way_out(with_driver):
+    with_driver(NO_DRIVER)
+    with pytest.raises(EngineUnavailable, match=r"no NVIDIA driver .*use device='cpu'"):
+        select.choose("cuda")
+    with pytest.raises(EngineUnavailable, match="ONNX Runtime cannot run on 'cuda': no NVIDIA driver"):
+        ort.OrtEngine(b"", device="cuda")
+
+
+def test_a_driver_without_cuda_libraries_names_the_first_missing_one(with_driver, monkeypatch, capfd):
+    with_driver(ONE_DEVICE)
+    monkeypatch.setattr(ort, "_library", lambda: library(preload_dlls=lambda: print("noise")))
+    choice = select.choose()
+    assert choice.device == "cpu"
+    assert choice.reason.startswith("CUDA is not used: the CUDA libraries are missing (")
+    assert choice.reason.endswith("; run: python -m pip install 'styleclip-rt[gpu]'")
+    assert capfd.readouterr().out == ""
+
+
+def test_a_build_without_cuda_says_so(with_driver, monkeypatch):
+    with_driver(ONE_DEVICE)
+    monkeypatch.setattr(ort, "_library", lambda: library(get_available_providers=lambda: ["CPUExecutionProvider"]))
+    with pytest.raises(
+        EngineUnavailable, match=r"onnxruntime 1\.31\.1 has no CUDAExecutionProvider; run: python -m pip"
+    ):
+        select.choose("cuda")
+
+
+def test_a_session_that_falls_back_silently_is_refused(with_driver, monkeypatch):
+    with_driver(ONE_DEVICE)
+    session = SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"])
+    options = SimpleNamespace(add_session_config_entry=lambda key, value: None)
+    fake = library(
+        InferenceSession=lambda *a, **k: session,
+        SessionOptions=lambda: options,
+        ExecutionMode=SimpleNamespace(ORT_SEQUENTIAL=0),
+    )
+    monkeypatch.setattr(ort, "_library", lambda: fake)
+    monkeypatch.setattr(ort, "unusable_reason", lambda device: "")
+    with pytest.raises(
+        EngineUnavailable, match="asked for CUDAExecutionProvider and fell back to CPUExecutionProvider"
+    ):
+        ort.OrtEngine(b"", device="cuda")
+
+
+def test_two_distributions_behind_one_name_are_found_with_the_mend(with_distributions):
+    with_distributions(onnxruntime="1.30.0", onnxruntime_gpu="1.31.1")
+    row = select.probe()[0]
+    assert row.usable
+    assert row.reason == "onnxruntime-gpu and onnxruntime are both installed and overwrite each other's files"
+    assert row.mend == (
+        "python -m pip uninstall -y onnxruntime && "
+        "python -m pip install --force-reinstall --no-deps onnxruntime-gpu==1.31.1"
+    )
+
+
+def test_with_a_clash_cuda_is_mended_by_keeping_one(with_distributions, with_driver, monkeypatch):
+    with_distributions(onnxruntime="1.30.0", onnxruntime_gpu="1.31.1")
+    with_driver(ONE_DEVICE)
+    monkeypatch.setattr(ort, "_library", lambda: library(get_available_providers=lambda: ["CPUExecutionProvider"]))
+    row = select._probe_ort_cuda()
+    assert not row.usable
+    assert "has no CUDAExecutionProvider; onnxruntime-gpu and onnxruntime are both installed" in row.reason
+    assert row.mend.startswith("python -m pip uninstall -y onnxruntime && ")
+
+
+@pytest.mark.parametrize(
+    ("versions", "repair"),
+    [
+        ({}, "python -m pip install onnxruntime"),
+        ({"onnxruntime": "1.2"}, "python -m pip install --force-reinstall --no-deps onnxruntime==1.2"),
+    ],
+)
+def test_repair_of_none_or_one_distribution(with_distributions, versions, repair):
+    with_distributions(**versions)
+    assert distributions.ort_repair() == repair
+    assert distributions.ort_clash() == ""
+
+
+def test_openvino_by_name_and_its_limits():
+    assert select.choose(engine="openvino").engine == "openvino"
+    with pytest.raises(EngineUnavailable, match="OpenVINO runs on the CPU here"):
+        select.choose("cuda", "openvino")
+    with pytest.raises(EngineUnavailable, match="TensorRT is not yet run"):
+        select.choose(engine="tensorrt")
+
+
+def test_openvino_steps_in_where_onnxruntime_is_missing(monkeypatch):
+    monkeypatch.setattr(select, "_installed", lambda module: module == "openvino")
+    assert select.choose() == select.Choice("openvino", "cpu", "OpenVINO runs on the CPU")
+
+
+def test_a_library_that_is_no_driver_is_reported():
+    assert driver.ask_driver("libdoesnotexist.so.9").devices == 0
+    assert driver.ask_driver("libm.so.6").reason.startswith("no NVIDIA driver")
+
+
+@pytest.mark.gpu
+def test_cuda_really_runs_where_its_libraries_are():
+    if select._cuda_mend(ort.unusable_reason("cuda")):
+        pytest.skip(ort.unusable_reason("cuda"))
+    assert select.choose("cuda").device == "cuda"
+
+
+def run_python(code: str, tmp_path, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, **variables}
+    environment.pop("PYTHONUNBUFFERED", None)
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, cwd=tmp_path, env=environment
+    )
+
+
+def test_importing_the_engines_loads_no_backend(tmp_path):
+    code = """
+        import sys
+        import styleclip_rt.engines.bundle, styleclip_rt.engines.ort, styleclip_rt.engines.openvino
+        loaded = {"onnxruntime", "openvino", "tensorrt", "torch", "onnx"} & {name.split(".")[0] for name in sys.modules}
+        assert not loaded, loaded
+    """
+    done = run_python(code, tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_noise_at_import_never_reaches_stdout(tmp_path):
+    """A stand-in for the GPU build, which prints from native code while it is imported."""
+    (tmp_path / "onnxruntime.py").write_text(
+        "import os; os.write(1, b'native noise'); print('python noise')\n"
+        "__version__ = '9.9'; InferenceSession = None\n"
+        "def set_default_logger_severity(n): pass\n"
+    )
+    code = """
+        import sys; sys.path.insert(0, ".")
+        from styleclip_rt.engines import ort
+        print("before"); print(ort.version())
+    """
+    done = run_python(code, tmp_path)
+    assert done.stdout.split() == ["before", "9.9"], (done.stdout, done.stderr)
+    assert "native noise" in done.stderr
+
+
+def test_leftovers_of_a_removed_distribution_are_named(tmp_path):
+    (tmp_path / "onnxruntime").mkdir()
+    (tmp_path / "onnxruntime/__init__.py").write_text("")
+    code = """
+        import sys; sys.path.insert(0, ".")
+        from styleclip_rt.engines import errors, ort
+        try:
+            ort.version()
+        except errors.EngineUnavailable as error:
+            print(error)
+    """
+    done = run_python(code, tmp_path)
+    assert done.stdout.startswith("the files of onnxruntime are damaged"), done.stderr
+    assert "run: python -m pip" in done.stdout
+
+
+def test_a_missing_library_names_the_command_that_brings_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    ort._library.cache_clear()
+    try:
+        with pytest.raises(MissingDependency, match=r"ONNX Runtime cannot be imported .*run: python -m pip install"):
+            ort.version()
+    finally:
+        monkeypatch.undo()
+        ort._library.cache_clear()
+
+
+def test_stdout_survives_the_redirection(capfd):
+    with ort.stdout_to_stderr():
+        os.write(1, b"hidden")
+    os.write(1, b"shown")
+    out, err = capfd.readouterr()
+    assert (out, err) == ("shown", "hidden")
