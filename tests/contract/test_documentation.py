@@ -82,3 +82,10 @@ def test_changelog_has_an_entry_for_this_version() -> None:
 
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert re.search(rf"^## \[?{re.escape(styleclip_rt.__version__)}\b", text, re.MULTILINE)
+
+
+def test_readme_tables_are_those_of_the_committed_figures() -> None:
+    from styleclip_rt.benchmarks.report import filled
+
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert readme == filled(readme, ROOT / "benchmarks" / "results"), "run python -m styleclip_rt.benchmarks.report"
