@@ -1,4 +1,4 @@
-"""The tables of the documentation, generated from the committed CSV files, so that a figure is never typed by hand.
+"""Fills the tables of a Markdown file from CSVs, between `<!-- table:NAME -->` and `<!-- /table:NAME -->`.
 
 A document marks the place; `python -m styleclip_rt.benchmarks.report` fills it, `--check` only compares:
 
