@@ -10,7 +10,8 @@ from click.testing import CliRunner
 from styleclip_rt.benchmarks import report
 from styleclip_rt.engines.errors import InputError
 
-DIRECTIONS = """prompt,setting,target,neutral,alpha,beta,channels,faces,success,others_changed,worst_other,worst_share,identity_cosine
+DIRECTIONS = """\
+prompt,setting,target,neutral,alpha,beta,channels,faces,success,others_changed,worst_other,worst_share,identity_cosine
 glasses,recommended,a,b,2.0,0.2,30,200,0.965,0.034,age,0.1,0.912
 glasses,published,a,b,3.0,0.12,90,200,1.0,0.104,age,0.2,0.8
 glasses,sweep,a,b,2.0,0.08,120,200,1.0,0.2,age,0.1,0.9

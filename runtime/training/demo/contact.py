@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from ...images import write_image
 from ...sheets import contact_sheet
 
 
@@ -26,7 +27,7 @@ def sheet(rows: Mapping[str, Tensor], title: str = "") -> Image.Image:
 
 
 def save(path: Path, rows: Mapping[str, Tensor], title: str = "") -> Path:
-    """Writes the sheet as a palette-free, well compressed PNG and returns its path."""
+    """Writes the sheet as a PNG and returns its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet(rows, title).save(path, optimize=True)
     return path
@@ -35,6 +36,7 @@ def save(path: Path, rows: Mapping[str, Tensor], title: str = "") -> Path:
 def save_grid(path: Path, images_u8: NDArray[np.uint8], columns: int = 10) -> Path:
     """Writes pictures [n,R,R,3] as a plain grid."""
     n, size = images_u8.shape[:2]
+    columns = min(columns, n)
     rows = -(-n // columns)
     grid = np.full((rows * columns, size, size, 3), 255, np.uint8)
     grid[:n] = images_u8
