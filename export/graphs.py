@@ -101,9 +101,9 @@ class DirectionGraph(nn.Module):
     def forward(self, delta_t: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
         """delta_t is unit length; both outputs are [N,S]."""
         relevance = delta_t @ self.table.T  # [N,S]
-        kept = torch.where(relevance.abs() >= beta[:, None], relevance, torch.zeros_like(relevance))
+        kept = torch.where(relevance.abs() >= beta[:, None], relevance, 0.0)
         peak = kept.abs().amax(dim=1, keepdim=True)  # [N,1]
-        delta_s = self.sigma * kept / torch.where(peak > 0, peak, torch.ones_like(peak))
+        delta_s = self.sigma * kept / torch.where(peak > 0, peak, 1.0)
         return delta_s, relevance
 
 

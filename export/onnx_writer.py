@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 
 import onnx
+import onnx_ir as ir
 import torch
 from onnx import helper
 from torch import Tensor
@@ -17,6 +18,7 @@ from ..engines.errors import PackError
 from ..engines.spec import TensorSpec
 from .fuse import ADD_DIRECTION, ADD_OFFSET, OPSET, TO_U8, Part, fuse, glue
 from .graphs import Graph
+from .simplify import simplify
 from .weights import frozen_float32, known_gains, store_as_fp16
 
 TRACE_BATCH = 3  # neither 0 nor 1, which the exporter would specialise
@@ -102,14 +104,15 @@ def onnx_from_module(graph: Graph) -> onnx.ModelProto:
             feeds,
             dynamo=True,
             verbose=False,
+            optimize=False,  # see `simplify`
             opset_version=OPSET,
             input_names=[spec.name for spec in graph.inputs],
             output_names=[OUTPUT + spec.name for spec in graph.outputs],
             dynamic_shapes=tuple({0: batch} for _ in feeds),
         )
-    if program is None:
-        raise PackError(f"graph {graph.name!r}: the exporter gave no model; check the versions of torch and onnxscript")
-    model = program.model_proto
+        if program is None:
+            raise PackError(f"graph {graph.name!r}: the exporter gave no model; check torch and onnxscript")
+        model = ir.to_proto(simplify(program.model))
     name_outputs(model, [spec.name for spec in graph.outputs])
     return model
 

@@ -25,6 +25,11 @@ def freeze_stages(stages: Any) -> Stages:
     return tuple((int(channels), int(units)) for channels, units in stages)
 
 
+def unit_length(x: Tensor) -> Tensor:
+    """x [N,D] over its length; like `functional.normalize`, in the form that exports without an Expand."""
+    return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp(min=1e-12)
+
+
 @dataclass(frozen=True)
 class ArcFaceConfig:
     """Sizes of the identity network. Every stage (channels, units) halves the image once.
@@ -155,7 +160,7 @@ class ArcFace(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """image [N,3,I,I] in -1..1 at `input_size` -> unit embedding [N,D]."""
         x = self.dropout(self.norm(self.backbone(self.prepare(image))[-1]))
-        return functional.normalize(self.embed_norm(self.embed(x.flatten(1))), dim=-1)
+        return unit_length(self.embed_norm(self.embed(x.flatten(1))))
 
 
 class MarginHead(nn.Module):

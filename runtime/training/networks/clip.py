@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ....engines.errors import InputError, MissingDependency, PackError
+from .arcface import unit_length
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -127,11 +128,11 @@ class Clip(nn.Module):
         if front_end not in ("clip", "raw"):
             raise InputError(f"front_end is {front_end!r}; expected 'clip' or 'raw'")
         pixels = self.preprocess(image) if front_end == "clip" else self.raw(image)
-        return functional.normalize(self.model.visual(pixels), dim=-1)  # type: ignore[operator, union-attr]
+        return unit_length(self.model.visual(pixels))  # type: ignore[operator, union-attr]
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """tokens [N,T] int64 (bos ids eos pad...) -> unit embedding [N,E]."""
-        return functional.normalize(self.model.encode_text(tokens), dim=-1)  # type: ignore[operator]
+        return unit_length(self.model.encode_text(tokens))  # type: ignore[operator]
 
     @property
     def logit_scale(self) -> Tensor:
