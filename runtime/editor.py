@@ -170,6 +170,8 @@ class Editor:
     def photo(self, image: images.ImageSource) -> Image.Image:
         """Decode and crop as the model expects: the centred square, I x I pixels, RGB."""
         size = self.model.invert_size
+        if size is None:
+            raise BundleError(f"the bundle {self.model.name} has no inverter; edit latents, or export with an inverter")
         return images.centre_square(images.read_image(image, shrink_to=size), size)
 
     def invert(self, photo: Image.Image) -> F32:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from ..engines.errors import BundleError
 from .templates import STYLECLIP_TEMPLATES
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Model:
-    """Sizes in pixels or channels; every shape of the runtime derives from these."""
+    """Sizes in pixels or channels; every shape of the runtime derives from these. None: the bundle lacks that part."""
 
     name: str
     resolution: int
@@ -54,13 +56,13 @@ class Model:
     z_dim: int
     w_dim: int
     style_channels: int
-    embed_dim: int
-    invert_size: int
+    embed_dim: int | None
+    invert_size: int | None
     identify_size: int | None
     alignment: str
     layers: tuple[StyleLayer, ...]
-    tokens: Tokens
-    tokenizer_file: str
+    tokens: Tokens | None
+    tokenizer_file: str | None
     templates: tuple[str, ...]
     prompts: Mapping[str, Prompt]
     default_prompt: str | None
@@ -76,13 +78,13 @@ def read_model(manifest: Mapping[str, Any]) -> Model:
         z_dim=_size(model, "z_dim"),
         w_dim=_size(model, "w_dim"),
         style_channels=_size(model, "style_channels"),
-        embed_dim=_size(_table(model, "clip"), "embed_dim"),
-        invert_size=_size(model, "invert_size"),
-        identify_size=_size(model, "identify_size") if model.get("identify_size") is not None else None,
+        embed_dim=_if_there(model, "clip", lambda: _size(_table(model, "clip"), "embed_dim")),
+        invert_size=_if_there(model, "invert_size", lambda: _size(model, "invert_size")),
+        identify_size=_if_there(model, "identify_size", lambda: _size(model, "identify_size")),
         alignment=str(manifest.get("alignment", {}).get("kind", "none")),
         layers=_layers(model),
-        tokens=_tokens(_table(manifest, "tokens")),
-        tokenizer_file=_text(manifest, "tokenizer"),
+        tokens=_if_there(manifest, "tokens", lambda: _tokens(_table(manifest, "tokens"))),
+        tokenizer_file=_if_there(manifest, "tokenizer", lambda: _text(manifest, "tokenizer")),
         templates=_templates(manifest),
         prompts={name: _prompt(name, entry) for name, entry in _table(manifest, "prompts", {}).items()},
         default_prompt=manifest.get("default_prompt"),
@@ -136,6 +138,11 @@ def _field(table: Mapping[str, Any], key: str, check: Callable[[Any], bool], exp
         path = f"{where}.{key}" if where else key
         raise BundleError(f"bundle.json: {path} is {value!r}; expected {expected}. Export the bundle again.")
     return value
+
+
+def _if_there(table: Mapping[str, Any], key: str, read: Callable[[], T]) -> T | None:
+    """What `read` reads, or None where the field is absent or null."""
+    return None if table.get(key) is None else read()
 
 
 def _table(table: Mapping[str, Any], key: str, default: Mapping[str, Any] | None = None) -> Mapping[str, Any]:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engines.errors import InputError
+from ..engines.errors import BundleError, InputError
 from . import edits
 from .model import Model, Prompt
 from .tokenizer import Tokenizer
@@ -134,12 +134,20 @@ class TextEncoder:
             return self._known[text]
 
     def _encode(self, text: str) -> TextEmbedding:
-        if self._tokenizer is None:
-            self._tokenizer = Tokenizer.open(self._bundle.file(self._model.tokenizer_file), self._model.tokens)
-        tokens = self._tokenizer.encode([template.replace("{}", text) for template in self._model.templates])
+        tokenizer = self._opened_tokenizer()
+        tokens = tokenizer.encode([template.replace("{}", text) for template in self._model.templates])
         embeddings = self._bundle.run("encode_text", tokens=tokens)["embedding"]
         mean = edits.prompt_embedding(embeddings).astype(np.float32)
-        return TextEmbedding(mean, self._tokenizer.unknown_words(text))
+        return TextEmbedding(mean, tokenizer.unknown_words(text))
+
+    def _opened_tokenizer(self) -> Tokenizer:
+        """The bundle's tokenizer, read once; BundleError for a bundle that was exported without CLIP."""
+        if self._tokenizer is None:
+            file, tokens = self._model.tokenizer_file, self._model.tokens
+            if file is None or tokens is None:
+                raise BundleError(f"the bundle {self._model.name} has no text encoder; export it from a pack with CLIP")
+            self._tokenizer = Tokenizer.open(self._bundle.file(file), tokens)
+        return self._tokenizer
 
     def _file(self, text: str) -> Path | None:
         return self._cache / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json" if self._cache else None

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # A word that falls into pieces shorter than this on average was not in the texts that the pack's CLIP learnt from.
 # (OpenAI's vocabulary of 49,408 keeps rare words in pieces of 3 letters and more.)
-MIN_MEAN_PIECE = 2.5
+MIN_MEAN_PIECE = 3.0
 _WORD = re.compile(r"[^\W\d_]+")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -161,6 +163,15 @@ def test_an_aligned_bundle_is_noted(make_bundle, opened, photo):
     assert "ffhq" in Editor.open(folder).edit(photo, "glasses").notes[0]
 
 
+def test_a_bundle_without_clip_or_inverter_says_so(make_bundle, opened, photo):
+    w = np.zeros((1, 4, 6), np.float32)
+    with pytest.raises(BundleError, match="no text encoder"):
+        Editor.open(make_bundle("mute", tokens=None, tokenizer=None)).edit_latents(w, "glasses")
+    model = {**Editor.open(make_bundle("full")).bundle.manifest["model"], "invert_size": None}
+    with pytest.raises(BundleError, match="no inverter"):
+        Editor.open(make_bundle("blind", model=model)).edit(photo)
+
+
 def test_the_editor_closes_its_bundle(bundle_folder, opened):
     with Editor.open(bundle_folder):
         assert not opened[0].closed
@@ -171,8 +182,6 @@ def test_the_editor_closes_its_bundle(bundle_folder, opened):
 
 
 def test_the_newest_export_then_the_shipped_bundle(home, monkeypatch, tmp_path):
-    import os
-
     monkeypatch.setattr(store, "DATA", tmp_path / "data")
     with pytest.raises(BundleError, match="styleclip-rt export"):
         store.find_bundle()
