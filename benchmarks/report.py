@@ -1,4 +1,4 @@
-"""Fills the tables of a Markdown file from CSVs, between `<!-- table:NAME -->` and `<!-- /table:NAME -->`.
+"""The tables of the documentation, made from the committed `benchmarks/results/*.csv`.
 
 A document marks the place; `python -m styleclip_rt.benchmarks.report` fills it, `--check` only compares:
 

@@ -84,8 +84,10 @@ def test_changelog_has_an_entry_for_this_version() -> None:
     assert re.search(rf"^## \[?{re.escape(styleclip_rt.__version__)}\b", text, re.MULTILINE)
 
 
-def test_readme_tables_are_those_of_the_committed_figures() -> None:
-    from styleclip_rt.benchmarks.report import filled
+def test_tables_are_those_of_the_committed_figures() -> None:
+    from styleclip_rt.benchmarks.report import fill
 
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert readme == filled(readme, ROOT / "benchmarks" / "results"), "run python -m styleclip_rt.benchmarks.report"
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        filled = fill(text, ROOT / "benchmarks" / "results")
+        assert text == filled, f"{page.name}: run python -m styleclip_rt.benchmarks.report"
