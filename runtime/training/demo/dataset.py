@@ -17,7 +17,7 @@ from . import factors as fx
 from .renderer import render
 
 CHUNK = 2048
-TRAIN_COUNT, TRAIN_SEED = 120_000, 1  # every stage trains on these
+TRAIN_COUNT, TRAIN_SEED = 60_000, 0  # every stage trains on these
 HELD_OUT_COUNT, HELD_OUT_SEED = 4096, 2  # and none on these
 
 
@@ -25,7 +25,8 @@ class RenderedFaces:
     """`count` faces of one seed: pictures, uniforms (from which the factors follow), labels and codes.
 
     Attributes:
-        images: uint8 [n, size, size, 3]. codes: float32 [n, D]. labels: {attribute: int64 [n]}. factors: see `factors.py`.
+        images: uint8 [n, size, size, 3].
+        codes: float32 [n, D]. labels: {attribute: int64 [n]}. factors: see `factors.py`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -48,10 +49,12 @@ class RenderedFaces:
 
     @classmethod
     def training(cls, work: Path) -> RenderedFaces:
+        """The faces that the generator learns to draw."""
         return cls.open(work, TRAIN_COUNT, TRAIN_SEED)
 
     @classmethod
     def held_out(cls, work: Path) -> RenderedFaces:
+        """Faces that no stage trains on."""
         return cls.open(work, HELD_OUT_COUNT, HELD_OUT_SEED)
 
     def batch(self, index: NDArray[np.int64]) -> Tensor:

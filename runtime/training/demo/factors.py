@@ -1,8 +1,8 @@
 """The ground truth of a procedurally drawn face: factors, their labels, and the code that the generator's w stands for.
 
-Every face is a function of `UNIFORMS` independent uniform numbers. `factors_from_uniform` turns them into drawing parameters,
-`labels` into attribute classes (what a classifier is taught), `code` into a vector of standardised numbers (what w encodes).
-StyleCLIP's methods never see any of this: they see the generator and CLIP.
+Every face is a function of `UNIFORMS` independent uniform numbers. `factors_from_uniform` turns them into drawing
+parameters, `labels` into attribute classes (what a classifier is taught), `code` into a vector of standardised numbers
+(what w encodes). StyleCLIP's methods never see any of this: they see the generator and CLIP.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ GEOMETRY = (
     "nose_width", "nose_length", "mouth_width", "mouth_height", "brow_thickness",
 )  # fmt: skip
 
-# Corners of the hair palette: any mixture of them is a colour that the training set can hold, so an additive direction that
-# ends at a corner stays inside the hull (a uniform hue circle would leave grey unreachable in its centre).
+# Corners of the hair palette: any mixture of them is a colour that the training set can hold, so an additive direction
+# that ends at a corner stays inside the hull (a uniform hue circle would leave grey unreachable in its centre).
 HAIR_PALETTE = np.array(
     [[.07, .06, .08], [.36, .20, .10], [.93, .79, .38], [.76, .19, .07], [.78, .79, .81], [.53, .14, .78]], np.float32
 )  # fmt: skip
@@ -42,7 +42,11 @@ BINARY_P = {"glasses": 0.35, "beard": 0.28, "hat": 0.18, "lipstick": 0.35, "age"
 
 SKIN_STOPS = np.array([[.98, .85, .76], [.90, .71, .57], [.72, .50, .36], [.48, .31, .22]], np.float32)  # fmt: skip
 EYE_STOPS = np.array([[.27, .15, .08], [.45, .33, .12], [.20, .45, .22], [.18, .42, .75]], np.float32)  # fmt: skip
-HAT_STOPS = np.array([[.75, .12, .12], [.13, .25, .62], [.15, .45, .22], [.16, .15, .18], [.85, .62, .20]], np.float32)  # fmt: skip
+FRAME_STOPS = np.array([[.06, .06, .08], [.30, .12, .08], [.55, .08, .10]], np.float32)  # fmt: skip
+LIPSTICK_STOPS = np.array([[.86, .10, .20], [.72, .03, .12], [.80, .08, .45]], np.float32)  # fmt: skip
+HAT_STOPS = np.array(
+    [[.75, .12, .12], [.13, .25, .62], [.15, .45, .22], [.16, .15, .18], [.85, .62, .20]], np.float32
+)  # fmt: skip
 
 # mouth_curve, mouth_open, teeth, brow_raise, brow_slant, eye_open for each expression at full intensity.
 EXPRESSION_POSE = np.array(
@@ -50,8 +54,8 @@ EXPRESSION_POSE = np.array(
 )  # fmt: skip
 
 _CONTINUOUS = (
-    "skin_tone", "skin_warmth", "eye_tone", "hair_volume", "hair_shade", "hair_mix", "hair_second", "frame_tone", "frame_shape",
-    "beard_length", "hat_tone", "hat_height", "intensity", "lip_tone", "lip_fullness", "yaw", "bg_r", "bg_g", "bg_b",
+    "skin_tone", "skin_warmth", "eye_tone", "hair_volume", "hair_shade", "hair_mix", "hair_second",
+    "frame_tone", "frame_shape", "beard_length", "hat_tone", "hat_height", "intensity", "lip_tone", "lip_fullness", "yaw", "bg_r", "bg_g", "bg_b",
     "shirt_r", "shirt_g", "shirt_b",
 )  # fmt: skip
 _CATEGORICAL = ("hair_color", "hair_style", "expression", *BINARY_P)
@@ -94,7 +98,7 @@ def factors_from_uniform(u: Array) -> Factors:
         A dict of float32 arrays [n] or [n, k]; geometry and "signed" parameters lie in -1..1, colours in 0..1.
     """
     u = np.asarray(u, np.float32)
-    column = dict(zip((*GEOMETRY, *_CONTINUOUS, *_CATEGORICAL), u.T))
+    column = dict(zip((*GEOMETRY, *_CONTINUOUS, *_CATEGORICAL), u.T, strict=True))
     f: Factors = {name: column[name] * 2 - 1 for name in GEOMETRY}
     f.update({name: column[name] for name in _CONTINUOUS})
     color = _category(column["hair_color"], HAIR_COLOR_P)
@@ -113,8 +117,8 @@ def _with_colors(f: Factors) -> Factors:
     shade = 0.9 + 0.2 * f["hair_shade"][:, None]
     f["hair_rgb"] = np.clip(f["hair_weights"] @ HAIR_PALETTE * shade, 0, 1).astype(np.float32)
     f["hat_rgb"] = _stops(HAT_STOPS, f["hat_tone"])
-    f["frame_rgb"] = _stops(np.array([[.06, .06, .08], [.30, .12, .08], [.55, .08, .10]], np.float32), f["frame_tone"])  # fmt: skip
-    red = _stops(np.array([[.86, .10, .20], [.72, .03, .12], [.80, .08, .45]], np.float32), f["lip_tone"])  # fmt: skip
+    f["frame_rgb"] = _stops(FRAME_STOPS, f["frame_tone"])
+    red = _stops(LIPSTICK_STOPS, f["lip_tone"])
     natural = f["skin_rgb"] * np.array([0.86, 0.62, 0.60], np.float32)
     f["lip_rgb"] = np.where(f["lipstick"][:, None] > 0.5, red, natural).astype(np.float32)
     f["background_rgb"] = 0.30 + 0.62 * np.stack([f["bg_r"], f["bg_g"], f["bg_b"]], 1)
@@ -165,7 +169,7 @@ def labels(f: Factors) -> dict[str, NDArray[np.int64]]:
 def code(f: Factors) -> Array:
     """What w encodes: float32 [n, D], every entry of roughly unit variance, affine in what is drawn.
 
-    Because w is affine in it and styles are affine in w, turning one attribute on moves S by the same vector on every face.
+    Because w is affine in it and styles are affine in w, one attribute moves S by the same vector on every face.
     """
     hair, glasses, hat, beard = f["hair_style"], f["glasses"][:, None], f["hat"][:, None], f["beard"][:, None]
     signed = {name: (f[name] * 2 - 1)[:, None] for name in _CONTINUOUS}

@@ -1,11 +1,13 @@
 """The generator's two stages: synthesis taught to draw (w -> picture), then mapping taught the prior (z -> w).
 
-w is a fixed rotation of the factors' code (`factors.code`), so a style vector is affine in what is drawn. The toRGB styles
-stay constant: StyleCLIP's directions never touch toRGB channels, so colour has to live in the convolutions.
+w is a fixed rotation of the factors' code (`factors.code`), so a style vector is affine in what is drawn. The toRGB
+styles stay constant: StyleCLIP's directions never touch toRGB channels, so colour has to live in the convolutions.
 """
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +18,31 @@ from torch import Tensor, nn
 from ..networks.stylegan2 import Generator, GeneratorConfig
 from . import factors as fx
 from .dataset import RenderedFaces
-from .loop import device, load_stage, rng_for, train
+from .loop import device, load_stage, rng_for, save_atomically, train
 
 CONFIG = GeneratorConfig(
     resolution=64, z_dim=128, w_dim=128, mapping_layers=6, channels={4: 128, 8: 128, 16: 128, 32: 64, 64: 32}
 )
-BATCH = 32
-STEPS_32, STEPS_64, STEPS_FINE, STEPS_MAPPING = 2500, 8000, 2500, 14_000
+STEPS_MAPPING = 14_000
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass of the synthesis training: at `size` px, in bfloat16 where `half`."""
+
+    name: str
+    size: int
+    steps: int
+    batch: int
+    lr: float
+    half: bool
+
+
+PASSES = (
+    Pass("generator-32", 32, 2500, 32, 5e-3, True),
+    Pass("generator-64", 64, 9000, 16, 4e-3, True),
+    Pass("generator-fine", 64, 2400, 16, 1.5e-3, False),
+)
 
 
 def code_rotation(w_dim: int = CONFIG.w_dim) -> Tensor:
@@ -79,7 +99,9 @@ def drawing_loss(image: Tensor, target: Tensor) -> dict[str, Tensor]:
 
 def _synthesize_at(generator: Generator, w: Tensor, size: int) -> Tensor:
     """The picture at a lower resolution: the RGB skip of the block of that size."""
-    parts = list(generator.styles(generator.broadcast(w)).split([layer.channels for layer in generator.style_layers], 1))
+    parts = list(
+        generator.styles(generator.broadcast(w)).split([layer.channels for layer in generator.style_layers], 1)
+    )
     x, rgb = w, None
     for name, block in generator.blocks.items():
         count = len(block.layers())
@@ -90,32 +112,33 @@ def _synthesize_at(generator: Generator, w: Tensor, size: int) -> Tensor:
     return rgb
 
 
-def _train_size(work: Path, name: str, generator: Generator, size: int, steps: int, lr: float, half: bool, seed: int) -> Generator:
+def _draw_and_compare(generator: Generator, w: Tensor, target: Tensor, half: bool) -> dict[str, Tensor]:
+    with torch.autocast(device().type, torch.bfloat16, enabled=half):
+        image = _synthesize_at(generator, w, target.shape[-1])
+    return drawing_loss(image.float(), target)
+
+
+def _train_pass(work: Path, generator: Generator, plan: Pass, seed: int, scale: float) -> Generator:
     faces, rotation = RenderedFaces.training(work), code_rotation().to(device())
+    draw = torch.compile(_draw_and_compare, disable=shutil.which("c++") is None)
 
     def step(i: int) -> dict[str, Tensor]:
-        index = np.sort(rng_for(seed, i).integers(0, len(faces), BATCH))
+        index = np.sort(rng_for(seed, i).integers(0, len(faces), plan.batch))
         target = faces.batch(index).to(device())
         w = torch.from_numpy(faces.codes[index]).to(device()) @ rotation
-        with torch.autocast(device().type, torch.bfloat16, enabled=half):
-            image = _synthesize_at(generator, w, size)
-        if size < target.shape[-1]:
-            target = F.avg_pool2d(target, target.shape[-1] // size)
-        return drawing_loss(image.float(), target)
+        if plan.size < target.shape[-1]:
+            target = F.avg_pool2d(target, target.shape[-1] // plan.size)
+        return draw(generator, w, target, plan.half)
 
-    return train(name, work, generator, step, steps=steps, lr=lr, ema=0.998, betas=(0.9, 0.99))
+    steps = max(4, int(plan.steps * scale))
+    return train(plan.name, work, generator, step, steps=steps, lr=plan.lr, ema=0.998)
 
 
 def train_synthesis(work: Path, seed: int = 10, scale: float = 1.0) -> Generator:
     """Three passes: 32 px, then 64 px in bfloat16, then a short polish at 64 px in float32 with a falling rate."""
     generator = new_generator()
-    for name, size, steps, lr, half in (
-        ("generator-32", 32, STEPS_32, 5e-3, True),
-        ("generator-64", 64, STEPS_64, 4e-3, True),
-        ("generator-fine", 64, STEPS_FINE, 1.5e-3, False),
-    ):
-        trained = _train_size(work, name, generator, size, max(4, int(steps * scale)), lr, half, seed + size + half)
-        generator.load_state_dict(trained.state_dict())
+    for i, plan in enumerate(PASSES):
+        generator.load_state_dict(_train_pass(work, generator, plan, seed + i, scale).state_dict())
     return generator.eval()
 
 
@@ -137,13 +160,24 @@ def train_mapping(work: Path, generator: Generator, seed: int = 20, scale: float
         error = mapping(z.to(device())) - target
         return {"loss": error.square().mean() + 0.3 * error.abs().mean(), "nmse": error.square().mean() / target.var()}
 
+    # The rate looks large because the layers' equalised rate divides it by 100 (lr_mul of the mapping, as published).
     steps = max(4, int(STEPS_MAPPING * scale))
-    trained = train("mapping", work, mapping, step, steps=steps, lr=4e-3, ema=0.998, warmup=200)
+    trained = train("mapping", work, mapping, step, steps=steps, lr=0.2, ema=0.998, warmup=200)
     with torch.no_grad():
         z = torch.from_numpy(rng_for(seed + 1, 0).standard_normal((50_000, CONFIG.z_dim), dtype=np.float32))
         trained.w_avg.copy_(trained(z.to(device())).mean(0))
     generator.mapping_network.load_state_dict(trained.state_dict())
     return generator.eval().requires_grad_(False)
+
+
+def train_generator(work: Path, scale: float = 1.0) -> Generator:
+    """Both stages; the result is `work/generator.pt`."""
+    if (work / "generator.pt").exists():
+        return load_generator(work)
+    generator = train_mapping(work, train_synthesis(work, scale=scale), scale=scale)
+    state = {"step": 0, "model": generator.state_dict(), "ema": None, "optimizer": None}
+    save_atomically(state, work / "generator.pt")
+    return generator
 
 
 def load_generator(work: Path) -> Generator:

@@ -23,11 +23,12 @@ LOG_EVERY = 50
 
 
 def device() -> torch.device:
+    """The GPU where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def rng_for(seed: int, step: int) -> np.random.Generator:
-    """The randomness of one step: a function of (seed, step), so that a resumed run draws what an unbroken one would."""
+    """The randomness of one step: a function of (seed, step), so that a resumed run equals an unbroken one."""
     return np.random.default_rng([seed, step])
 
 

@@ -1,8 +1,7 @@
 """Draws faces from factors: signed distances, anti-aliased by one pixel, composed from back to front.
 
-Coordinates are x (right) and y (down), the head about one unit wide; the picture shows x in -0.88..0.88 and y in -0.94..0.82.
-Lengths and radii are in the same unit. Everything is a batch: parameters
-have shape [n, 1, 1], coverage masks [n, H, W] in 0..1, the canvas [n, 3, H, W] in 0..1.
+Coordinates are x (right) and y (down), the head about one unit wide; the picture shows x in -0.88..0.88 and y in
+-0.94..0.82. Lengths and radii are in the same unit. Everything is a batch: parameters have shape [n, 1, 1], coverage masks [n, H, W] in 0..1, the canvas [n, 3, H, W] in 0..1.
 """
 
 from __future__ import annotations
@@ -126,7 +125,7 @@ def _head(s: _Sheet, g: dict[str, Tensor]) -> Tensor:
     dx = (s.x - g["dx"]) / g["fw"]
     shade = 1.05 - 0.17 * dx.abs() ** 2.2 - 0.09 * ((s.y - 0.1) / g["fh"]).clamp_min(0) ** 2
     s.paint((skin * shade.unsqueeze(1)).clamp(0, 1), s.cover(distance))
-    blush = torch.exp(-(((s.x - g["dx"]).abs() - 0.29) / 0.11) ** 2 - ((s.y - 0.25) / 0.09) ** 2)
+    blush = torch.exp(-((((s.x - g["dx"]).abs() - 0.29) / 0.11) ** 2) - ((s.y - 0.25) / 0.09) ** 2)
     s.paint(_rgb(0.90, 0.38, 0.36), 0.20 * blush * s.cover(distance))
     return distance
 
@@ -135,8 +134,12 @@ def _wrinkles(s: _Sheet, g: dict[str, Tensor]) -> None:
     dx, ink = g["dx"], torch.zeros_like(s.canvas[:, 0])
     for side in (-1, 1):
         fold = s.segment(dx + side * 0.125, g["nl"] + 0.01, dx + side * 0.245, g["my"] - 0.02, 0.016)
-        bag = s.segment(dx + side * (g["ex"] - 0.09), g["ey"] + 0.125, dx + side * (g["ex"] + 0.09), g["ey"] + 0.125, 0.014)
-        crow = s.segment(dx + side * (g["ex"] + 0.155), g["ey"] - 0.01, dx + side * (g["ex"] + 0.215), g["ey"] - 0.05, 0.013)
+        bag = s.segment(
+            dx + side * (g["ex"] - 0.09), g["ey"] + 0.125, dx + side * (g["ex"] + 0.09), g["ey"] + 0.125, 0.014
+        )
+        crow = s.segment(
+            dx + side * (g["ex"] + 0.155), g["ey"] - 0.01, dx + side * (g["ex"] + 0.215), g["ey"] - 0.05, 0.013
+        )
         for line in (fold, bag, crow):
             ink = torch.maximum(ink, s.cover(line))
     for y in (-0.27, -0.34):
@@ -176,9 +179,15 @@ def _mouth(s: _Sheet, g: dict[str, Tensor]) -> None:
 
 def _nose(s: _Sheet, g: dict[str, Tensor]) -> None:
     dark, dx = s.color("skin_rgb") * 0.66, g["dx"]
-    s.paint(dark, 0.55 * s.cover(s.segment(dx * 1.5 + 0.035, dx * 0 + 0.06, dx * 1.5 + g["nw"] * 0.8, g["nl"] - 0.02, 0.014)))
+    s.paint(
+        dark,
+        0.55 * s.cover(s.segment(dx * 1.5 + 0.035, dx * 0 + 0.06, dx * 1.5 + g["nw"] * 0.8, g["nl"] - 0.02, 0.014)),
+    )
     s.paint(dark, 0.9 * s.cover(s.ellipse(dx * 1.5, g["nl"], g["nw"], 0.026)))
-    s.paint((s.color("skin_rgb") * 1.10).clamp(0, 1), 0.8 * s.cover(s.ellipse(dx * 1.5, g["nl"] - 0.035, g["nw"] * 0.72, 0.034)))
+    s.paint(
+        (s.color("skin_rgb") * 1.10).clamp(0, 1),
+        0.8 * s.cover(s.ellipse(dx * 1.5, g["nl"] - 0.035, g["nw"] * 0.72, 0.034)),
+    )
 
 
 def _eyes(s: _Sheet, g: dict[str, Tensor]) -> None:
@@ -212,7 +221,9 @@ def _front_hair(s: _Sheet, g: dict[str, Tensor]) -> None:
     opening = s.ellipse(0.0, 0.30, g["fw"] * 0.90, 0.63)
     cap = torch.maximum(dome, -opening)
     short = torch.maximum(cap, s.y - 0.02)
-    curtain = torch.maximum(s.box(0.0, -0.06, g["fw"] + 0.15 + v, 0.62, 0.28), -s.box(0.0, 0.49, g["fw"] * 0.80, 0.68, 0.04))
+    curtain = torch.maximum(
+        s.box(0.0, -0.06, g["fw"] + 0.15 + v, 0.62, 0.28), -s.box(0.0, 0.49, g["fw"] * 0.80, 0.68, 0.04)
+    )
     long = torch.maximum(s.box(0.0, 0.30, g["fw"] + 0.16 + v, 1.02, 0.34), -s.ellipse(0.0, 0.52, g["fw"] * 0.86, 0.88))
     afro = torch.maximum(s.ellipse(0.0, -0.22, 0.80 + v, 0.74 + v), -s.ellipse(0.0, 0.34, g["fw"] * 0.97, 0.66))
     mohawk = s.ellipse(0.0, -0.60, 0.155 + v, 0.37 + v)
@@ -235,8 +246,12 @@ def _glasses(s: _Sheet, g: dict[str, Tensor]) -> None:
         s.paint(_rgb(0.85, 0.93, 1.0), 0.14 * s["glasses"] * s.cover(lens))
         ink = torch.maximum(ink, s.cover(lens.abs() - 0.024))
         start = g["dx"] + side * 0.40
-        ink = torch.maximum(ink, s.cover(s.segment(start, EYE_Y + 0 * start, side * (g["fw"] + 0.01), EYE_Y + 0 * start, 0.02)))
-    ink = torch.maximum(ink, s.cover(s.segment(g["dx"] - 0.05, g["dx"] * 0 + EYE_Y, g["dx"] + 0.05, g["dx"] * 0 + EYE_Y, 0.02)))
+        ink = torch.maximum(
+            ink, s.cover(s.segment(start, EYE_Y + 0 * start, side * (g["fw"] + 0.01), EYE_Y + 0 * start, 0.02))
+        )
+    ink = torch.maximum(
+        ink, s.cover(s.segment(g["dx"] - 0.05, g["dx"] * 0 + EYE_Y, g["dx"] + 0.05, g["dx"] * 0 + EYE_Y, 0.02))
+    )
     s.paint(s.color("frame_rgb"), ink * s["glasses"])
 
 

@@ -136,9 +136,10 @@ class Layer(nn.Module):
             x = F.conv2d(x, self.fir, padding=1, groups=self.fir.shape[0])
         else:
             x = F.conv2d(x, weight, padding=1)
-        d = torch.rsqrt(s.square() @ self.demodulation() + 1e-8)
-        x = x * d[:, :, None, None] + self.noise_const * self.noise_strength + self.bias[:, None, None]
-        x = F.leaky_relu(x, 0.2) * SQRT2
+        # The gain sqrt(2) of the activation is folded into both terms: lrelu(a x) = a lrelu(x) for a > 0.
+        d = torch.rsqrt(s.square() @ self.demodulation() + 1e-8) * SQRT2
+        offset = (self.noise_const * self.noise_strength + self.bias[:, None, None]) * SQRT2
+        x = F.leaky_relu(torch.addcmul(offset.to(x.dtype), x, d.to(x.dtype)[:, :, None, None]), 0.2)
         return x if self.clamp is None else x.clamp(-self.clamp, self.clamp)
 
 
