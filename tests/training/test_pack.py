@@ -1,0 +1,240 @@
+"""The pack format: round trip, names, and everything that a hostile or damaged pack may try."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="the PyTorch path needs the extra 'torch'")
+pytest.importorskip("safetensors", reason="the PyTorch path needs the extra 'torch'")
+
+from styleclip_rt.engines.errors import InputError, PackError  # noqa: E402
+from styleclip_rt.runtime.training.networks.mapper import LevelsMapper, MapperConfig  # noqa: E402
+from styleclip_rt.runtime.training.networks.stylegan2 import Generator, GeneratorConfig  # noqa: E402
+from styleclip_rt.runtime.training.pack import PackWriter, load_pack, save_pack  # noqa: E402
+from styleclip_rt.runtime.training.pack_format import atomic_directory  # noqa: E402
+from styleclip_rt.runtime.training.pack_writer import Component  # noqa: E402
+
+
+def make_generator():
+    torch.manual_seed(0)
+    return Generator(GeneratorConfig(8, 4, 4, 1, {4: 8, 8: 8})).eval()
+
+
+@pytest.fixture
+def pack(tmp_path) -> Path:
+    with PackWriter(tmp_path / "mini", "mini") as writer:
+        writer.add("generator", make_generator(), licence="MIT", source="test")
+        writer.add("mapper/bob-cut", LevelsMapper(MapperConfig(4, 4)))
+        writer.templates = ["a photo of {}."]
+        writer.prompts = {"bob-cut": {"target": "a face with a bob-cut", "neutral": "a face"}}
+    return tmp_path / "mini"
+
+
+def manifest(pack: Path) -> dict:
+    return json.loads((pack / "pack.json").read_text())
+
+
+def rewrite(pack: Path, **changes) -> None:
+    (pack / "pack.json").write_text(json.dumps({**manifest(pack), **changes}))
+
+
+def rewrite_entry(pack: Path, component: str, **changes) -> None:
+    entries = manifest(pack)["components"]
+    entries[component] |= changes
+    rewrite(pack, components=entries)
+
+
+def test_round_trip_gives_the_fp16_values_as_float32(pack):
+    loaded, original = load_pack(pack), make_generator()
+    assert loaded.components == ("generator", "mapper/bob-cut")
+    assert loaded.mappers == ("bob-cut",)
+    assert loaded.licences["generator"] == "MIT"
+    assert loaded.prompts["bob-cut"]["neutral"] == "a face"
+    assert loaded.generator.config == original.config
+    for (name, ours), theirs in zip(loaded.generator.state_dict().items(), original.state_dict().values(), strict=True):
+        assert ours.dtype == torch.float32
+        expected = theirs.half().float() if theirs.ndim > 1 else theirs
+        assert torch.equal(ours, expected), name
+    assert not loaded.generator.training
+    assert not any(p.requires_grad for p in loaded.generator.parameters())
+    assert loaded.generator is loaded.generator
+    assert loaded.mapper("bob-cut")(torch.randn(1, 4, 4)).shape == (1, 4, 4)
+
+
+def test_stored_tensor_names_are_the_published_ones(pack):
+    names = set(load_pack(pack).tensors("generator"))
+    assert {"mapping.w_avg", "synthesis.b4.const", "synthesis.b8.conv0.affine.weight"} <= names
+
+
+def test_a_part_pack_names_what_it_lacks(pack):
+    with pytest.raises(PackError, match="no 'clip'; it holds generator, mapper/bob-cut"):
+        _ = load_pack(pack).clip
+    with pytest.raises(InputError, match=r"no mapper 'afro'.*bob-cut"):
+        load_pack(pack).mapper("afro")
+
+
+def test_a_base_pack_is_carried_over(pack, tmp_path):
+    with PackWriter(tmp_path / "more", "more", base=pack) as writer:
+        writer.add("statistics", {"w_mean": torch.zeros(4), "s_mean": torch.zeros(40), "s_std": torch.ones(40)})
+    more = load_pack(tmp_path / "more")
+    assert more.components == ("generator", "mapper/bob-cut", "statistics")
+    assert more.manifest["components"]["generator"]["sha256"] == manifest(pack)["components"]["generator"]["sha256"]
+    assert more.templates == ["a photo of {}."]
+    assert more.statistics.s_std.shape == (more.generator.style_channels,)
+
+
+def test_statistics_and_directions_must_fit_the_generator(pack, tmp_path):
+    with PackWriter(tmp_path / "bad", "bad", base=pack) as writer:
+        writer.add("statistics", {"w_mean": torch.zeros(4), "s_mean": torch.zeros(3)})
+        writer.add("directions", {"delta_i_c": torch.zeros(3, 4)})
+        writer.add("clip", {}, {"embed_dim": 4})
+    bad = load_pack(tmp_path / "bad")
+    with pytest.raises(PackError, match=r"\['s_mean', 's_std'\]"):
+        _ = bad.statistics
+    with pytest.raises(PackError, match=r"delta_i_c \[40, 4\]"):
+        _ = bad.directions
+
+
+def test_save_pack_in_one_call_replaces_an_older_pack(pack):
+    save_pack(pack, "mini", {"generator": Component(make_generator())}, templates=["{}"])
+    assert load_pack(pack).components == ("generator",)
+    assert [path.name for path in pack.parent.iterdir()] == ["mini"]
+
+
+def test_publishing_never_touches_a_folder_of_another_kind(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.png").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"holds no pack\.json"):
+        save_pack(tmp_path / "photos", "mini", {"generator": Component(make_generator())})
+    assert (tmp_path / "photos" / "cat.png").read_bytes() == b"x"
+
+
+def test_a_failed_write_leaves_the_old_pack_and_no_rubbish(pack):
+    before = (pack / "pack.json").read_bytes()
+    with pytest.raises(PackError, match="NaN or infinity"):
+        save_pack(pack, "mini", {"statistics": Component({"s_std": torch.tensor([1.0, float("nan")])})})
+    assert (pack / "pack.json").read_bytes() == before
+    assert [path.name for path in pack.parent.iterdir()] == ["mini"]
+
+
+def test_atomic_directory_vanishes_on_errors(tmp_path):
+    def fail():
+        with atomic_directory(tmp_path / "out", "pack.json") as folder:
+            (folder / "half").write_text("written")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_values_beyond_fp16_stay_float32(tmp_path):
+    with PackWriter(tmp_path / "p", "p") as writer:
+        writer.add("judge", {"big": torch.full((2, 2), 1e6), "labels": torch.arange(3)})
+    judge = load_pack(tmp_path / "p").judge
+    assert torch.equal(judge["big"], torch.full((2, 2), 1e6))
+    assert judge["labels"].dtype == torch.int64
+
+
+def test_all_misfits_are_listed_at_once(pack, tmp_path):
+    tensors = load_pack(pack).tensors("generator")
+    del tensors["mapping.w_avg"], tensors["synthesis.b4.const"]
+    tensors["synthesis.b4.colour"] = torch.zeros(2)
+    tensors["mapping.fc0.bias"] = torch.zeros(9)
+    with PackWriter(tmp_path / "bad", "bad") as writer:
+        writer.add("generator", tensors, manifest(pack)["components"]["generator"]["config"])
+    with pytest.raises(PackError) as error:
+        _ = load_pack(tmp_path / "bad").generator
+    for part in (
+        "missing: mapping.w_avg, synthesis.b4.const",
+        "unknown: synthesis.b4.colour",
+        "mapping.fc0.bias is [9]",
+    ):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["../secret.safetensors", "/etc/passwd", "a/../../b", "", "C:\\x", None, "missing.bin"]
+)
+def test_a_path_out_of_the_pack_is_refused(pack, name):
+    rewrite_entry(pack, "generator", file=name)
+    with pytest.raises(PackError):
+        _ = load_pack(pack).generator
+
+
+def test_a_link_out_of_the_pack_is_refused(pack, tmp_path):
+    file = pack / "generator.safetensors"
+    file.rename(tmp_path / "outside.safetensors")
+    file.symlink_to(tmp_path / "outside.safetensors")
+    with pytest.raises(PackError, match="link out of the pack"):
+        load_pack(pack).verify()
+
+
+def test_a_changed_byte_is_refused(pack):
+    file = pack / "generator.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(PackError, match="SHA-256"):
+        load_pack(pack).verify()
+
+
+def test_a_truncated_file_is_refused(pack):
+    file = pack / "generator.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(PackError, match="bytes"):
+        load_pack(pack).verify()
+
+
+@pytest.mark.parametrize("length", [1 << 62, 9 << 20, 5000])
+def test_a_huge_header_is_refused_before_it_is_parsed(pack, length):
+    import hashlib
+
+    data = struct.pack("<Q", length) + b"{}" + b" " * 64
+    (pack / "generator.safetensors").write_bytes(data)
+    rewrite_entry(pack, "generator", bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    with pytest.raises(PackError, match="header"):
+        load_pack(pack).tensors("generator")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"version": 2}, "format version 2"),
+        ({"version": None}, "format version None"),
+        ({"format": "zip"}, "not a styleclip-rt/pack"),
+        ({"components": []}, "'components' is list"),
+        ({"prompts": None}, "'prompts' is NoneType"),
+        ({"name": "../up"}, "pack name"),
+        ({"components": {"../up": {}}}, "misnamed"),
+        ({"components": {"generator": {"config": []}}}, "not an object"),
+    ],
+    ids=str,
+)
+def test_a_malformed_manifest_is_refused(pack, changes, message):
+    rewrite(pack, **changes)
+    with pytest.raises(PackError, match=message):
+        load_pack(pack)
+
+
+@pytest.mark.parametrize("text", ["[]", "{", "\xff", "[" * 100_000, " " * (5 << 20)], ids=range(5))
+def test_a_manifest_that_is_not_one_is_refused(pack, text):
+    (pack / "pack.json").write_text(text, encoding="latin-1")
+    with pytest.raises(PackError):
+        load_pack(pack)
+
+
+@pytest.mark.parametrize("config", [{}, {"resolution": 8, "channels": {"x": 1}}, {"resolution": 8, "channels": 3}])
+def test_a_malformed_network_config_is_refused(pack, config):
+    rewrite_entry(pack, "generator", config=config)
+    with pytest.raises(PackError, match="generator config"):
+        _ = load_pack(pack).generator
+
+
+def test_an_unknown_name_lists_the_shipped_packs():
+    with pytest.raises(PackError, match="no pack at 'nowhere'"):
+        load_pack("nowhere")
