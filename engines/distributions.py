@@ -6,8 +6,6 @@ breaks the other.
 
 from __future__ import annotations
 
-from importlib import metadata
-
 ORT_DISTRIBUTIONS = (
     "onnxruntime-gpu",
     "onnxruntime",
@@ -23,6 +21,8 @@ ORT_DISTRIBUTIONS = (
 
 def distribution_version(name: str) -> str:
     """Version of an installed distribution, "" if there is none."""
+    from importlib import metadata  # 15 ms that only `info` and errors need
+
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

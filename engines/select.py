@@ -116,7 +116,7 @@ def _cuda_trial() -> str:
 def _cuda_mend(reason: str) -> str:
     if not reason or cuda_driver().devices == 0:
         return ""  # a driver and a card come from no package index
-    return ort_repair() if ort_clash() else _GPU_EXTRA
+    return f"{ort_repair()} && {_GPU_EXTRA}" if ort_clash() else _GPU_EXTRA
 
 
 def _probe_ort_cpu() -> BackendStatus:

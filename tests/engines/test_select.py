@@ -144,6 +144,7 @@ def test_with_a_clash_cuda_is_mended_by_keeping_one(with_distributions, with_dri
     assert not row.usable
     assert "has no CUDAExecutionProvider; onnxruntime-gpu and onnxruntime are both installed" in row.reason
     assert row.mend.startswith("python -m pip uninstall -y onnxruntime && ")
+    assert row.mend.endswith(" && python -m pip install 'styleclip-rt[gpu]'")
 
 
 @pytest.mark.parametrize(
