@@ -132,7 +132,8 @@ def test_truncated_files(file_format, share):
 @pytest.mark.parametrize(
     "data",
     [b"", b"hello", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"GIF89a",
-     b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"RIFF\x00\x00\x00\x00WEBP", b"II*\x00\xff\xff\xff\xff", b"BM" + b"\xff" * 60, b"P6 99999999999 1 255\n"],
+     b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"RIFF\x00\x00\x00\x00WEBP",
+     b"II*\x00\xff\xff\xff\xff", b"BM" + b"\xff" * 60, b"P6 99999999999 1 255\n"],
     ids=["empty", "text", "png", "jpeg", "gif", "eps", "webp", "tiff", "bmp", "ppm"],
 )  # fmt: skip
 def test_files_that_are_no_pictures(data):
