@@ -22,11 +22,11 @@ from .captions import captions, holds, matches
 from .clip_report import write_report
 from .dataset import RenderedFaces
 from .facts import scores
-from .judge import SIZES, attribute_loss, take_labels
+from .judge import SIZES, attribute_loss, finished, stage_faces, take_labels
 from .loop import device, load_stage, rng_for, train
 from .vocabulary import CONTEXT_LENGTH, VOCABULARY, Encoder, train_vocabulary
 
-TRAIN_FACES, TEST_FACES, BATCH, STEPS = 60_000, 4_000, 256, 1200
+BATCH, STEPS = 256, 1200
 EMBED_DIM, MAX_SCALE = 512, 100.0
 ATTRIBUTE_WEIGHT, CODE_WEIGHT = 0.35, 0.25
 
@@ -119,9 +119,10 @@ class _Step:
 
 def train_clip(work: Path, *, seed: int = 0, scale: float = 1.0) -> Path:
     """Train the vocabulary and CLIP; write `tokenizer.json`, `clip.pt` and the measurements `clip.json` (returned)."""
-    share = min(1.0, scale)
+    if (report := finished(work, "clip")) is not None:
+        return report
     tokenizer = train_vocabulary(work, seed=seed, scale=scale)
-    faces = RenderedFaces.open(work, max(256, int(TRAIN_FACES * share)), seed)
+    faces, held = stage_faces(work, scale)
     torch.manual_seed(seed)
     model = ClipTraining(faces.codes.shape[1])
     model.clip.model.visual.to(memory_format=torch.channels_last)  # type: ignore[union-attr, operator, call-overload]
@@ -129,7 +130,6 @@ def train_clip(work: Path, *, seed: int = 0, scale: float = 1.0) -> Path:
     trained = train(
         "clip", work, model, step, steps=max(2, int(STEPS * scale)), lr=1.5e-3, ema=0.995, weight_decay=0.02, warmup=100
     )
-    held = RenderedFaces.open(work, max(64, int(TEST_FACES * share)), seed + 1000)
     return write_report(work / "clip.json", trained.clip, Encoder(tokenizer), held)
 
 

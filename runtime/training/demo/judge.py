@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .augment import augment, mixed_precision
-from .dataset import RenderedFaces
+from .dataset import HELD_OUT_SEED, TRAIN_SEED, RenderedFaces
 from .factors import ATTRIBUTES
 from .loop import device, load_stage, rng_for, train
 
-TRAIN_FACES, TEST_FACES, BATCH, STEPS = 60_000, 4_000, 128, 2000
+BATCH, STEPS = 128, 2000
 SIZES = {name: len(values) for name, values in ATTRIBUTES.items()}
 
 
@@ -99,9 +99,25 @@ def take_labels(labels: dict[str, NDArray[np.int64]], index: NDArray[np.int64]) 
     return {name: values[index] for name, values in labels.items()}
 
 
+def stage_faces(work: Path, scale: float) -> tuple[RenderedFaces, RenderedFaces]:
+    """The faces that a stage trains on and the ones that it is measured on; few of them in a smoke run (scale < 1)."""
+    if scale >= 1:
+        return RenderedFaces.training(work), RenderedFaces.held_out(work)
+    few = RenderedFaces.open(work, max(256, int(10_000 * scale)), TRAIN_SEED)
+    return few, RenderedFaces.open(work, 64, HELD_OUT_SEED)
+
+
+def finished(work: Path, name: str) -> Path | None:
+    """The report of a stage that was trained and measured already."""
+    report = work / f"{name}.json"
+    return report if report.exists() and (work / f"{name}.pt").exists() else None
+
+
 def train_judge(work: Path, *, seed: int = 0, scale: float = 1.0) -> Path:
     """Train the judge on renders, write `judge.pt` and held-out accuracies in `judge.json`; returns the JSON's path."""
-    faces = RenderedFaces.open(work, max(256, int(TRAIN_FACES * min(1.0, scale))), seed)
+    if (report := finished(work, "judge")) is not None:
+        return report
+    faces, held = stage_faces(work, scale)
     torch.manual_seed(seed)
     net = JudgeNet()
 
@@ -115,18 +131,16 @@ def train_judge(work: Path, *, seed: int = 0, scale: float = 1.0) -> Path:
 
     net.to(memory_format=torch.channels_last)
     trained = train("judge", work, net, step, steps=max(2, int(STEPS * scale)), lr=3e-3, ema=0.998, weight_decay=0.01)
-    return _report(work, Judge(trained), seed, scale)
+    return _report(work / "judge.json", Judge(trained), held, seed)
 
 
-def _report(work: Path, judge: Judge, seed: int, scale: float) -> Path:
+def _report(path: Path, judge: Judge, held: RenderedFaces, seed: int) -> Path:
     """Accuracy on unseen renders, clean and damaged."""
-    held = RenderedFaces.open(work, max(64, int(TEST_FACES * min(1.0, scale))), seed + 1000)
     clean = held.batch(np.arange(len(held)))
     damaged, _ = augment(clean.clone(), rng_for(seed + 2, 0))
     rows = {
         "clean": accuracy(judge.predict(clean), held.labels),
         "damaged": accuracy(judge.predict(damaged), held.labels),
     }
-    path = work / "judge.json"
     path.write_text(json.dumps({"faces": len(held), **rows}, indent=1) + "\n")
     return path

@@ -69,9 +69,9 @@ def train_vocabulary(work: Path, *, seed: int = 0, scale: float = 1.0) -> Path:
 
 def token_config(path: Path) -> dict[str, int]:
     """The `config` entry of the tokenizer in pack.json: ids of bos, eos and pad, and T."""
-    tokenizer = Tokenizer.from_file(str(path))
-    ids = {name: tokenizer.token_to_id(token) for name, token in (("bos", BOS), ("eos", EOS), ("pad", PAD))}
-    return {**ids, "context_length": CONTEXT_LENGTH}
+    special = {"bos": BOS, "eos": EOS, "pad": PAD}
+    vocabulary: dict[str, int] = Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
+    return {**{name: vocabulary[token] for name, token in special.items()}, "context_length": CONTEXT_LENGTH}
 
 
 class Encoder:
