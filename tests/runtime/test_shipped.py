@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import styleclip_rt
 from PIL import Image
+
+import styleclip_rt
 from styleclip_rt.engines.errors import InputError
 from styleclip_rt.runtime import edits, images, store
 
