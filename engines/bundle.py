@@ -37,6 +37,7 @@ def open_bundle(
         BundleError: the bundle is missing, malformed, or of a version that this release cannot read.
         InputError: an unknown device or engine, or a bad number of threads.
         EngineUnavailable: the engine or device that was asked for cannot run here.
+        MissingDependency: the engine's library is not installed.
     """
     return Bundle(Path(path), device, engine, threads)
 

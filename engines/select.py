@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 from .distributions import distribution_version, ort_clash, ort_repair
 from .driver import cuda_driver
-from .errors import EngineUnavailable, InputError, StyleclipError
+from .errors import EngineUnavailable, InputError, MissingDependency, StyleclipError
 from .openvino import OpenVinoEngine
 from .ort import OrtEngine, unusable_reason
 from .ort import version as ort_version
@@ -71,6 +71,7 @@ def choose(device: str = "auto", engine: str | None = None) -> Choice:
     Raises:
         InputError: a name that is not in `DEVICES` or `ENGINES`.
         EngineUnavailable: what was asked for cannot run here.
+        MissingDependency: the engine's library is not installed.
     """
     if device not in DEVICES:
         raise InputError(f"unknown device {device!r}; the devices are: {', '.join(DEVICES)}.")
@@ -80,6 +81,9 @@ def choose(device: str = "auto", engine: str | None = None) -> Choice:
         raise EngineUnavailable(f"{_TENSORRT_REASON}; use engine='onnxruntime'.")
     if engine is None:
         engine = "openvino" if not _installed("onnxruntime") and _installed("openvino") else "onnxruntime"
+    if not _installed(engine):
+        mend = _OPENVINO_EXTRA if engine == "openvino" else ort_repair()
+        raise MissingDependency(f"the engine {engine!r} is not installed; run: {mend}")
     return _choose_openvino(device) if engine == "openvino" else _choose_ort(device)
 
 

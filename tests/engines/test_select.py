@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -160,7 +161,8 @@ def test_repair_of_none_or_one_distribution(with_distributions, versions, repair
     assert distributions.ort_clash() == ""
 
 
-def test_openvino_by_name_and_its_limits():
+def test_openvino_by_name_and_its_limits(monkeypatch):
+    monkeypatch.setattr(select, "_installed", lambda module: True)
     assert select.choose(engine="openvino").engine == "openvino"
     with pytest.raises(EngineUnavailable, match="OpenVINO runs on the CPU here"):
         select.choose("cuda", "openvino")
@@ -171,6 +173,17 @@ def test_openvino_by_name_and_its_limits():
 def test_openvino_steps_in_where_onnxruntime_is_missing(monkeypatch):
     monkeypatch.setattr(select, "_installed", lambda module: module == "openvino")
     assert select.choose() == select.Choice("openvino", "cpu", "OpenVINO runs on the CPU")
+
+
+@pytest.mark.parametrize(
+    ("engine", "mend"),
+    [(None, "onnxruntime"), ("onnxruntime", "onnxruntime"), ("openvino", "'styleclip-rt[openvino]'")],
+)
+def test_an_engine_that_is_not_installed_is_refused_at_once(monkeypatch, with_distributions, engine, mend):
+    with_distributions()
+    monkeypatch.setattr(select, "_installed", lambda module: False)
+    with pytest.raises(MissingDependency, match=rf"is not installed; run: python -m pip install {re.escape(mend)}$"):
+        select.choose(engine=engine)
 
 
 def test_a_library_that_is_no_driver_is_reported():
