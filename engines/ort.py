@@ -157,7 +157,7 @@ def _spec_of(session: Any, name: str) -> GraphSpec:
 
 
 def _tensor_of(node: Any) -> TensorSpec:
-    kind = node.type.removeprefix("tensor(").removesuffix(")")
+    kind: str = node.type.removeprefix("tensor(").removesuffix(")")
     shape = (size if size is not None else f"{node.name}_{axis}" for axis, size in enumerate(node.shape))
     return TensorSpec(node.name, _DTYPES.get(kind, kind), tuple(shape))
 
