@@ -155,6 +155,17 @@ def bundle_options(command: F) -> F:
     return command
 
 
+def complete_prompt(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Names of the bundle's prompts, for the shell's completion."""
+    from .store import find_bundle, prompts_of
+
+    try:
+        names = prompts_of(find_bundle(ctx.params.get("bundle")).path)
+    except StyleclipError:
+        return []
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object, and nothing else, to stdout."
 )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..engines.errors import InputError
-from .cli_common import Values, bundle_options, json_option, open_editor, print_json
+from .cli_common import Values, bundle_options, complete_prompt, json_option, open_editor, print_json
 from .cli_order import ORDER, OrderedCommand, paired
 
 if TYPE_CHECKING:
@@ -25,7 +25,14 @@ Examples:
 
 @click.command(cls=OrderedCommand, epilog=EPILOG)
 @click.argument("image", metavar="IMG")
-@click.option("--prompt", "prompts", metavar="TEXT", multiple=True, help="Target: a name of the bundle or free text.")
+@click.option(
+    "--prompt",
+    "prompts",
+    metavar="TEXT",
+    multiple=True,
+    shell_complete=complete_prompt,
+    help="Target: a name of the bundle or free text.",
+)
 @click.option(
     "--alpha",
     "alphas",

@@ -9,7 +9,9 @@ from typing import Any
 
 import click
 
+from . import store
 from .cli_common import json_option, print_json
+from .store import Found
 
 PACKAGES = ("numpy", "pillow", "click", "tokenizers", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "torch",
             "open_clip_torch", "onnx", "onnxscript", "safetensors")  # fmt: skip
@@ -45,6 +47,8 @@ def info(as_json: bool) -> None:
     click.echo(f"\nbundles (exports go to {record['home']}/bundles)")
     for bundle in record["bundles"]:
         click.echo(f"  {bundle['name']:<24} {bundle['origin']:<8} {bundle['path']}")
+        click.echo(f"    prompts: {', '.join(bundle['prompts']) or 'free text alone'}")
+        click.echo(f"    mappers: {', '.join(bundle['mappers']) or 'none'}")
     if not record["bundles"]:
         click.echo("  none; make one with `styleclip-rt export --prompt bob-cut`")
 
@@ -53,7 +57,6 @@ def gather() -> dict[str, Any]:
     """Everything that `info` tells; imports no backend but what the probe itself needs."""
     from .. import __version__
     from ..engines.select import probe
-    from . import store
 
     bundles = [*store.exports(), *store.shipped()]
     return {
@@ -63,7 +66,7 @@ def gather() -> dict[str, Any]:
         "packages": {name: _version(name) for name in PACKAGES},
         "engines": [dataclasses.asdict(status) for status in probe()],
         "home": str(store.home()),
-        "bundles": [{"name": b.name, "origin": b.origin, "path": str(b.path)} for b in bundles],
+        "bundles": [_bundle(found) for found in bundles],
     }
 
 
@@ -79,6 +82,14 @@ def completion(shell: str) -> None:
     if shell_class is None:  # click knows all three
         raise click.UsageError(f"no completion for {shell}")
     click.echo(shell_class(cli, {}, "styleclip-rt", "_STYLECLIP_RT_COMPLETE").source())
+
+
+def _bundle(found: Found) -> dict[str, Any]:
+    """A bundle and what it can do; the first prompt is the default."""
+    prompts = store.prompts_of(found.path)
+    mappers = [name for name, mapped in prompts.items() if mapped]
+    place = {"name": found.name, "origin": found.origin, "path": str(found.path)}
+    return {**place, "prompts": list(prompts), "mappers": mappers}
 
 
 def _engine_line(engine: dict[str, Any]) -> str:

@@ -62,7 +62,7 @@ def beta_grid(
     rows = tuple(_direct_row(editor, step, delta_t, s, alphas, "beta {beta:g}") for step in steps)
     if all(row.styles is None for row in rows):
         editor.directions((steps[0],), delta_t[None])  # raises, naming the largest relevance and a workable beta
-    return _grid(editor, rows, alphas, f"{step.prompt.target}  (neutral: {step.prompt.neutral})")
+    return _grid(editor, rows, alphas, f"{step.prompt.target[:80]}  (neutral: {step.prompt.neutral[:40]})")
 
 
 def prompt_grid(
@@ -90,9 +90,9 @@ def _direct_row(editor: Editor, step: Step, delta_t: F32, s: F32, alphas: Sequen
     try:
         (step,), delta_s = editor.directions((step,), delta_t[None])
     except InputError:
-        return Row(label.format(beta=step.beta, name=step.prompt.name), step, None, 0)
+        return Row(label.format(beta=step.beta, name=step.prompt.name[:40]), step, None, 0)
     cells = s + np.array(alphas, dtype=np.float32)[:, None] * delta_s  # [A, S]
-    name = label.format(beta=step.beta, name=step.prompt.name)
+    name = label.format(beta=step.beta, name=step.prompt.name[:40])
     return Row(name, step, cells, len(edits.channels(delta_s[0])))
 
 
@@ -100,7 +100,7 @@ def _mapped_row(editor: Editor, step: Step, w: F32, alphas: Sequence[float]) -> 
     delta_w = editor.bundle.run(mapper_graph(editor.model, step.prompt), w=w)["delta_w"]  # [1, L, W]
     moved = w + np.array(alphas, dtype=np.float32)[:, None, None] * delta_w
     cells = editor.styles(moved)
-    return Row(step.prompt.name, step, cells, int(np.count_nonzero(np.ptp(cells, axis=0))))
+    return Row(step.prompt.name[:40], step, cells, int(np.count_nonzero(np.ptp(cells, axis=0))))
 
 
 def _grid(editor: Editor, rows: tuple[Row, ...], alphas: tuple[float, ...], title: str) -> Grid:

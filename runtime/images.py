@@ -57,14 +57,14 @@ def read_image(source: ImageSource, limits: Limits | None = None, shrink_to: int
     if isinstance(source, Image.Image):
         _check_pixels(source, limits, "the image")
         with _decoding("the image"):
-            return _rgb(ImageOps.exif_transpose(source))
+            return _rgb(_upright(source.copy()))
     data, label = _read_bytes(source, limits)
     with _decoding(label), _opened(data) as image:
         _check_pixels(image, limits, label)
         if shrink_to:
             image.draft(None, (2 * shrink_to, 2 * shrink_to))  # JPEG only; a no-op for every other format
         image.load()
-        return _rgb(ImageOps.exif_transpose(image))
+        return _rgb(_upright(image))
 
 
 def centre_square(image: Image.Image, size: int) -> Image.Image:
@@ -201,10 +201,17 @@ def _decoding(label: str) -> Iterator[None]:
 # Modes ---------------------------------------------------------------------------------------------------------------
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn the picture in place as its EXIF tag says; a tag that cannot be read does not spoil the pixels."""
+    with contextlib.suppress(Exception):
+        ImageOps.exif_transpose(image, in_place=True)
+    return image
+
+
 def _rgb(image: Image.Image) -> Image.Image:
     """Any Pillow mode to RGB, 8 bits."""
     if image.mode == "RGB" and "transparency" not in image.info:
-        return image.copy()
+        return image
     if image.mode.startswith(("I", "F")):
         return _eight_bits(image).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from dataclasses import dataclass
@@ -81,6 +82,17 @@ def find_bundle(name_or_path: str | os.PathLike[str] | None = None) -> Found:
     raise BundleError(
         f"no bundle {os.fspath(name_or_path)!r}: no folder with {MANIFEST}, and no such name; names: {names}"
     )
+
+
+def prompts_of(bundle: Path) -> dict[str, bool]:
+    """Names of a bundle's prompts, the default first, and whether each has a mapper; none if unreadable."""
+    try:
+        manifest = json.loads((bundle / MANIFEST).read_text("utf-8"))
+        names = {str(name): bool(entry.get("mapper")) for name, entry in manifest.get("prompts", {}).items()}
+    except (OSError, ValueError, AttributeError):
+        return {}
+    default = manifest.get("default_prompt")
+    return {name: names[name] for name in sorted(names, key=lambda name: name != default)}
 
 
 def sample_portrait() -> Path:

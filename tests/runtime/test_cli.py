@@ -248,6 +248,25 @@ def test_info(run):
     assert all(engine["usable"] or engine["reason"] for engine in out["engines"])
 
 
+def test_info_lists_bundles_with_their_prompts(run, bundle_folder, home):
+    (home / "bundles").mkdir(parents=True)
+    bundle_folder.rename(home / "bundles" / "mine")
+    found = record(run("info", "--json"))["bundles"][0]
+    assert (found["name"], found["origin"]) == ("mine", "export")
+    assert found["prompts"] == ["bob-cut", "purple-hair", "glasses"]
+    assert found["mappers"] == ["glasses"]
+    assert "bob-cut, purple-hair, glasses" in run("info").stdout
+
+
+def test_prompt_names_complete(bundle_folder):
+    context = click.Context(click.Command("edit"))
+    context.params["bundle"] = str(bundle_folder)
+    items = cli_common.complete_prompt(context, click.Option(["--prompt"]), "g")
+    assert [item.value for item in items] == ["glasses"]
+    context.params["bundle"] = "nowhere"
+    assert cli_common.complete_prompt(context, click.Option(["--prompt"]), "") == []
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion(run, shell):
     result = run("completion", shell)

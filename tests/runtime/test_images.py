@@ -95,6 +95,21 @@ def test_exif_orientation_is_applied(orientation):
     assert out.getpixel((14, 6)) == (0, 0, 0)
 
 
+def test_a_broken_exif_tag_does_not_spoil_the_pixels():
+    data = encoded(Image.new("RGB", (16, 8), "red"), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff" + b"\x12" * 40)
+    assert images.read_image(data).size == (16, 8)
+
+
+def test_the_callers_picture_is_not_changed():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    source = Image.open(io.BytesIO(encoded(Image.new("RGB", (16, 8), "red"), exif=exif)))
+    assert images.read_image(source).size == (8, 16)
+    assert source.size == (16, 8)
+    plain = Image.new("RGB", (4, 4))
+    assert images.read_image(plain) is not plain
+
+
 def test_cmyk_colours_survive():
     out = images.read_image(encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "TIFF"))
     assert out.getpixel((4, 4)) == (255, 0, 0)
