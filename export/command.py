@@ -67,14 +67,15 @@ def export_command(
 def run_export(pack: Pack, plan: Plan, folder: Path) -> Report:
     """Exports with a progress bar on stderr."""
     count = len(graph_list(pack, plan.mappers)[0])
-    current = {"name": ""}
-    with click.progressbar(
-        length=count, label="exporting", file=sys.stderr, item_show_func=lambda _: current["name"]
-    ) as bar:
+    started: list[str] = []
+    bar: Any = click.progressbar(
+        length=count, label="exporting", file=sys.stderr, item_show_func=lambda name: name or ""
+    )
+    with bar:
 
         def progress(graph: str) -> None:
-            bar.update(1 if current["name"] else 0, graph)
-            current["name"] = graph
+            bar.update(1 if started else 0, graph)
+            started.append(graph)
 
         report = export_bundle(pack, plan, folder, progress)
         bar.update(1)

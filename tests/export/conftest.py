@@ -15,7 +15,7 @@ CLIP_CONFIG = {
     "quick_gelu": False,
     "vision_cfg": {"layers": [1, 1, 1, 1], "width": 8, "head_width": 64, "image_size": 32},
     "text_cfg": {
-        "context_length": 12,
+        "context_length": 16,
         "vocab_size": 40,
         "width": 32,
         "heads": 2,
@@ -107,7 +107,7 @@ def mini_pack(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("packs")
     with PackWriter(folder / "mini", "mini") as writer:
         fill_pack(writer)
-        tokens = {"bos": 0, "eos": 1, "pad": 2, "context_length": 12}
+        tokens = {"bos": 0, "eos": 1, "pad": 2, "context_length": 16}
         writer.add("tokenizer", write_tokenizer(folder / "tokenizer.json"), tokens)
         writer.templates = ["a photo of {}.", "the photo of {}."]
         target = {"target": "a face with a bob-cut", "neutral": "a face", "alpha": 3.0, "beta": 0.12}
