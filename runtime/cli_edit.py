@@ -10,6 +10,7 @@ import click
 from ..engines.errors import InputError
 from .cli_common import Values, bundle_options, complete_prompt, json_option, open_editor, print_json
 from .cli_order import ORDER, OrderedCommand, paired
+from .store import input_path
 
 if TYPE_CHECKING:
     from .editor import Editor, EditResult
@@ -59,7 +60,7 @@ Examples:
 @json_option
 @click.pass_context
 def edit(ctx: click.Context, /, image: str, out: str | None, grid: bool, as_json: bool, **options: Any) -> None:
-    """Edit the photo IMG (or a latents file of `invert`) towards a text.
+    """Edit the photo IMG, or a latents file of `invert`, towards a text. The IMG `sample` is a portrait that ships.
 
     Several --prompt combine in one edit: --alpha, --beta and --neutral follow the prompt they belong to, and one that
     follows several prompts serves them all. What is not given is taken from the bundle's recommended settings.
@@ -69,6 +70,7 @@ def edit(ctx: click.Context, /, image: str, out: str | None, grid: bool, as_json
     sheet = grid or any(len(values) > 1 for name in ("alphas", "betas") for values in request[name])
     with open_editor(**options) as editor:
         target = _output(editor, image, out, request["prompts"], sheet)
+        image = input_path(image)
         record = (_sheet if sheet else _single)(editor, image, target, request, as_json)
     _report(record, as_json)
 

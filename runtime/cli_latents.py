@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from .cli_common import bundle_options, json_option, open_editor, print_json
+from .store import input_path
 
 INVERT_EPILOG = """\b
 Examples:
@@ -30,7 +31,7 @@ Examples:
 @bundle_options
 @json_option
 def invert(image: str, out: str | None, preview: str | None, as_json: bool, **options: Any) -> None:
-    """Invert the photo IMG to latents w [1, L, W], which `edit` accepts in place of a photo."""
+    """Invert the photo IMG (`sample`: a portrait that ships) to latents w [1, L, W], which `edit` accepts as a photo."""
     from .images import image_from_u8, psnr_db, write_format, write_image
     from .latents import save_latents
 
@@ -38,7 +39,7 @@ def invert(image: str, out: str | None, preview: str | None, as_json: bool, **op
     if preview:
         write_format(preview)
     with open_editor(**options) as editor:
-        photo = editor.photo(image)
+        photo = editor.photo(input_path(image))
         w = editor.invert(photo)
         inverted = image_from_u8(editor.synthesize(editor.styles(w))[0])
         psnr = round(psnr_db(inverted, photo.resize(inverted.size)), 2)

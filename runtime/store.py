@@ -100,6 +100,12 @@ def sample_portrait() -> Path:
     return DATA / "portrait.png"
 
 
+def input_path(image: str) -> str:
+    """The input file of a command: `sample` is the portrait that ships, unless a file of that name is there."""
+    portrait = sample_portrait()
+    return str(portrait) if image == "sample" and not Path(image).exists() and portrait.exists() else image
+
+
 def _manifests(folder: Path) -> list[Path]:
     try:
         entries = sorted(p for p in folder.iterdir() if not p.name.startswith("."))

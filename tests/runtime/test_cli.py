@@ -163,6 +163,15 @@ def test_bad_options_are_one_clear_line_and_leave_no_file(run, photo_file, args,
     assert not list(Path().iterdir())
 
 
+def test_sample_is_the_portrait_that_ships(run, photo_file, monkeypatch):
+    from styleclip_rt.runtime import store
+
+    assert "cannot read 'sample'" in run("edit", "sample").stderr or store.sample_portrait().exists()
+    monkeypatch.setattr(store, "sample_portrait", lambda: photo_file)
+    assert record(run("edit", "sample", "--json"))["out"] == "sample-bob-cut.png"
+    assert record(run("invert", "sample", "--json"))["out"] == "sample-latents.npz"
+
+
 def test_bad_photos_are_one_line(run, tmp_path):
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"\x89PNG\r\n\x1a\n")
