@@ -31,7 +31,7 @@ Examples:
 @bundle_options
 @json_option
 def invert(image: str, out: str | None, preview: str | None, as_json: bool, **options: Any) -> None:
-    """Invert the photo IMG (`sample`: a portrait that ships) to latents w [1, L, W], which `edit` accepts as a photo."""
+    """Invert the photo IMG (or `sample`, which ships) to latents w [1, L, W], which `edit` accepts as a photo."""
     from .images import image_from_u8, psnr_db, write_format, write_image
     from .latents import save_latents
 
