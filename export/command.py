@@ -69,7 +69,7 @@ def run_export(pack: Pack, plan: Plan, folder: Path) -> Report:
     count = len(graph_list(pack, plan.mappers)[0])
     started: list[str] = []
     bar: Any = click.progressbar(
-        length=count, label="exporting", file=sys.stderr, item_show_func=lambda name: name or ""
+        length=count, label="exporting", file=sys.stderr, item_show_func=lambda name: str(name or "")
     )
     with bar:
 

@@ -105,7 +105,7 @@ class OrtRunner:
 
     def __call__(self, feeds: Mapping[str, object]) -> list[Array]:
         """The outputs, in the order of the file."""
-        return list(self.session.run(None, dict(feeds)))
+        return [np.asarray(output) for output in self.session.run(None, dict(feeds))]
 
 
 def check_graph(graph: Graph, path: Path, seed: int = 1) -> Check:

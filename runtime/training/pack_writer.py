@@ -74,7 +74,7 @@ def config_dict(content: object, config: Any) -> dict[str, Any]:
         return config.to_dict()
     if is_dataclass(config) and not isinstance(config, type):
         return asdict(config)
-    return dict(config)
+    return {str(key): value for key, value in dict(config).items()}
 
 
 class PackWriter:
