@@ -20,9 +20,9 @@ from .judge import finished
 from .loop import device, load_stage, rng_for, train
 from .renderer import render
 
-IDENTITIES, BATCH, STEPS = 1500, 96, 1200
+IDENTITIES, BATCH, STEPS = 1500, 96, 900
 TEST_IDENTITIES, TEST_RENDERS = 300, 4
-CONFIG = ArcFaceConfig()
+CONFIG = ArcFaceConfig(stem=16, stages=((24, 1), (40, 1), (64, 1), (80, 1)))
 MARGIN, SCALE, GEOMETRY_WEIGHT = 0.3, 24.0, 2.0
 
 
