@@ -18,7 +18,7 @@ from .judge import Judge, JudgeNet
 from .loop import device
 from .scores import Labels, Outcome, lacking, outcome
 
-CHUNK = 64
+CPU_CHUNK, GPU_CHUNK = 16, 256  # a CPU renders small batches fastest: they stay in its cache
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,11 @@ class Edited:
     identity: float
 
 
-def in_chunks(function: object, *inputs: Tensor, size: int = CHUNK) -> Tensor:
+def in_chunks(function: object, *inputs: Tensor) -> Tensor:
     """Applies a network to rows in chunks and joins the results on the CPU."""
     assert callable(function)
     home = device()
+    size = CPU_CHUNK if home.type == "cpu" else GPU_CHUNK
     parts = zip(*(x.split(size) for x in inputs), strict=True)
     with torch.no_grad():
         return torch.cat([function(*(part.to(home) for part in row)).float().cpu() for row in parts])
