@@ -1,4 +1,4 @@
-"""Trains a latent mapper for one prompt (Patashnik et al. 2021, section 4).
+"""Trains a latent mapper for one prompt (Patashnik et al. 2021, section 5).
 
 w_hat = w + 0.1 * mapper(w); the loss is equation 1 on the rendered pair, with StyleGAN-NADA's directional CLIP loss as
 an option. Training sees the generator, CLIP and the identity network: no factors, no captions, no judge.

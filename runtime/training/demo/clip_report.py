@@ -91,6 +91,19 @@ def ranking(score: Array, positive: NDArray[np.bool_]) -> float:
     return float((order[positive].sum() - p * (p + 1) / 2) / max(1, p * n))
 
 
+def class_ranking(pictures: Array, texts: dict[str, Array], labels: dict[str, NDArray[np.int64]]) -> dict[str, float]:
+    """Mean AUC of an attribute's classes, each along its text minus the mean of the others: free of any threshold."""
+    out = {}
+    for name, rows in texts.items():
+        seen = labels[name] >= 0
+        areas = []
+        for value, row in enumerate(rows):
+            others = (rows.sum(0) - row) / (len(rows) - 1)
+            areas.append(ranking((pictures @ (row - others))[seen], (labels[name] == value)[seen]))
+        out[name] = round(float(np.mean(areas)), 4)
+    return out
+
+
 def effective_rank(rows: Array) -> float:
     """exp of the entropy of the covariance spectrum of rows [n, E]."""
     spectrum = np.linalg.svd(rows - rows.mean(0), compute_uv=False) ** 2
@@ -131,6 +144,7 @@ def write_report(path: Path, clip: Clip, encoder: Encoder, faces: RenderedFaces)
         "faces": len(faces),
         "parameters": sum(p.numel() for p in clip.model.parameters()),
         "zero_shot": zero_shot(pictures, texts, faces.labels),
+        "class_auc": class_ranking(pictures, texts, faces.labels),
         "prompts": _prompt_rows(clip, encoder, pictures, faces.labels),
         "effective_rank": round(effective_rank(pictures), 1),
     }

@@ -54,9 +54,9 @@ EXPRESSION_POSE = np.array(
 )  # fmt: skip
 
 _CONTINUOUS = (
-    "skin_tone", "skin_warmth", "eye_tone", "hair_volume", "hair_shade", "hair_mix", "hair_second",
-    "frame_tone", "frame_shape", "beard_length", "hat_tone", "hat_height", "intensity", "lip_tone", "lip_fullness", "yaw", "bg_r", "bg_g", "bg_b",
-    "shirt_r", "shirt_g", "shirt_b",
+    "skin_tone", "skin_warmth", "eye_tone", "hair_volume", "hair_shade", "hair_mix", "hair_second", "frame_tone",
+    "frame_shape", "beard_length", "hat_tone", "hat_height", "intensity", "lip_tone", "lip_fullness", "yaw", "bg_r",
+    "bg_g", "bg_b", "shirt_r", "shirt_g", "shirt_b",
 )  # fmt: skip
 _CATEGORICAL = ("hair_color", "hair_style", "expression", *BINARY_P)
 UNIFORMS = len(GEOMETRY) + len(_CONTINUOUS) + len(_CATEGORICAL)

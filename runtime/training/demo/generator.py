@@ -23,7 +23,7 @@ from .loop import device, load_stage, rng_for, save_atomically, train
 CONFIG = GeneratorConfig(
     resolution=64, z_dim=128, w_dim=128, mapping_layers=6, channels={4: 128, 8: 128, 16: 128, 32: 64, 64: 32}
 )
-STEPS_MAPPING = 14_000
+STEPS_MAPPING = 20_000
 
 
 @dataclass(frozen=True)
@@ -155,14 +155,14 @@ def train_mapping(work: Path, generator: Generator, seed: int = 20, scale: float
     mapping.requires_grad_(True)
 
     def step(i: int) -> dict[str, Tensor]:
-        z = torch.from_numpy(rng_for(seed, i).standard_normal((1024, CONFIG.z_dim), dtype=np.float32))
+        z = torch.from_numpy(rng_for(seed, i).standard_normal((512, CONFIG.z_dim), dtype=np.float32))
         target = torch.from_numpy(fx.code(factors_of_z(z))).to(device()) @ rotation
         error = mapping(z.to(device())) - target
         return {"loss": error.square().mean() + 0.3 * error.abs().mean(), "nmse": error.square().mean() / target.var()}
 
     # The rate looks large because the layers' equalised rate divides it by 100 (lr_mul of the mapping, as published).
     steps = max(4, int(STEPS_MAPPING * scale))
-    trained = train("mapping", work, mapping, step, steps=steps, lr=0.2, ema=0.998, warmup=200)
+    trained = train("mapping", work, mapping, step, steps=steps, lr=0.6, ema=0.998, warmup=200)
     with torch.no_grad():
         z = torch.from_numpy(rng_for(seed + 1, 0).standard_normal((50_000, CONFIG.z_dim), dtype=np.float32))
         trained.w_avg.copy_(trained(z.to(device())).mean(0))

@@ -23,9 +23,7 @@ from .generator import code_rotation, drawing_loss, load_generator
 from .judge import finished, stage_faces
 from .loop import device, load_stage, rng_for, train
 
-CONFIG = E4EConfig(
-    num_ws=GENERATOR.num_ws, w_dim=GENERATOR.w_dim, stem=16, stages=((24, 1), (48, 2), (64, 2), (96, 2))
-)
+CONFIG = E4EConfig(num_ws=GENERATOR.num_ws, w_dim=GENERATOR.w_dim, stem=16, stages=((24, 1), (48, 2), (64, 2), (96, 2)))
 BATCH_W, STEPS_W = 64, 1800
 BATCH, SAMPLES, STEPS = 32, 8, 600  # of a batch, so many are the generator's samples
 W_WEIGHT, DELTA_WEIGHT, SQUARE_WEIGHT = 0.15, 0.05, 2.0

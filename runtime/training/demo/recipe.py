@@ -22,20 +22,19 @@ from ..pack_writer import PackWriter
 from ..statistics import StyleStatistics, latent_batches, style_statistics
 from .clip_stage import load_clip, train_clip
 from .dataset import RenderedFaces
-from .evaluate import SELECTION_SEED, prompt_table, write_prompts
+from .evaluate import write_prompts
 from .generator import load_generator, train_generator
 from .identity_stage import load_identity, train_identity
 from .inverter_stage import load_inverter, train_inverter
 from .judge import JudgeNet, train_judge
 from .loop import device, load_stage, save_atomically
-from .selection import choose_all, choose_strength
+from .settings import choose_settings, choose_strengths
 from .subject import Subject
 from .vocabulary import token_config
 
 MAPPERS = ("bob-cut", "purple-hair", "glasses", "surprised")
 PSI = 1.0  # the faces are drawn from a product of classes: their mean is no face, so nothing is truncated towards it
 DIRECTION_IMAGES, DIRECTION_SIGMAS = 100, 3.0
-SELECTION_FACES = 256
 LICENCE, SOURCE = "Apache-2.0", "styleclip-rt demo train"
 
 
@@ -82,9 +81,8 @@ def _settings(work: Path, scale: float) -> None:
         return
     assemble(work, work / "draft", {}, mappers=())
     subject = Subject(load_pack(work / "draft"))
-    faces = subject.faces(max(16, int(SELECTION_FACES * min(1.0, scale))), SELECTION_SEED)
-    chosen = choose_all(subject, faces, memory=work / "settings.json")
-    path.write_text(json.dumps(prompt_table(chosen, {}), indent=1) + "\n")
+    chosen = choose_settings(subject, scale=scale, memory=work / "settings.json")
+    path.write_text(json.dumps(chosen, indent=1) + "\n")
 
 
 def _mappers(work: Path, scale: float) -> None:
@@ -132,9 +130,8 @@ def _pack(work: Path, scale: float) -> None:
     """The finished pack; the mappers' strengths are chosen on the selection faces as well."""
     prompts = json.loads((work / "prompts.json").read_text())
     subject = Subject(load_pack(assemble(work, work / "pack", prompts)))
-    faces = subject.faces(max(16, int(SELECTION_FACES * min(1.0, scale))), SELECTION_SEED)
-    for name in MAPPERS:
-        prompts[name] |= {"strength": choose_strength(subject, name, faces), "mapper": f"mapper/{name}"}
+    for name, strength in choose_strengths(subject, scale=scale).items():
+        prompts[name] |= {"strength": strength, "mapper": f"mapper/{name}"}
     write_prompts(subject.pack, prompts)
 
 

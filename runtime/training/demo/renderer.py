@@ -1,7 +1,8 @@
 """Draws faces from factors: signed distances, anti-aliased by one pixel, composed from back to front.
 
 Coordinates are x (right) and y (down), the head about one unit wide; the picture shows x in -0.88..0.88 and y in
--0.94..0.82. Lengths and radii are in the same unit. Everything is a batch: parameters have shape [n, 1, 1], coverage masks [n, H, W] in 0..1, the canvas [n, 3, H, W] in 0..1.
+-0.94..0.82. Lengths and radii are in the same unit. Everything is a batch: parameters have shape [n, 1, 1], coverage
+masks [n, H, W] in 0..1, the canvas [n, 3, H, W] in 0..1.
 """
 
 from __future__ import annotations
