@@ -41,7 +41,8 @@ class Pass:
 PASSES = (
     Pass("generator-32", 32, 2500, 32, 5e-3, True),
     Pass("generator-64", 64, 9000, 16, 4e-3, True),
-    Pass("generator-fine", 64, 2400, 16, 1.5e-3, False),
+    Pass("generator-64-again", 64, 5000, 16, 3e-3, True),
+    Pass("generator-fine", 64, 800, 16, 6e-4, False),
 )
 
 
@@ -135,7 +136,7 @@ def _train_pass(work: Path, generator: Generator, plan: Pass, seed: int, scale: 
 
 
 def train_synthesis(work: Path, seed: int = 10, scale: float = 1.0) -> Generator:
-    """Three passes: 32 px, then 64 px in bfloat16, then a short polish at 64 px in float32 with a falling rate."""
+    """Four passes: 32 px, twice 64 px in bfloat16 (the second with a warm restart), then a short polish in float32."""
     generator = new_generator()
     for i, plan in enumerate(PASSES):
         generator.load_state_dict(_train_pass(work, generator, plan, seed + i, scale).state_dict())
