@@ -7,6 +7,7 @@ and small per-layer offsets, so that what it finds stays editable.
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,15 @@ class _EndToEnd:
     def __init__(self, net: Encoder4Editing, generator: Generator, faces: RenderedFaces, seed: int, batch: int) -> None:
         self.net, self.generator, self.faces, self.seed, self.batch = net, generator, faces, seed, batch
         self.rotation = code_rotation().to(device())
+        smoke = batch < BATCH  # compiling takes half a minute, longer than a smoke run
+        self.invert_and_draw = torch.compile(self._invert_and_draw, disable=smoke or shutil.which("c++") is None)
+
+    def _invert_and_draw(self, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Pictures [N,3,R,R] -> the w+ [N,L,W] found and the pictures drawn from it."""
+        with mixed_precision(device()):
+            w_plus = self.net(target)
+            image = self.generator(w_plus)
+        return w_plus.float(), image.float()
 
     def _inputs(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Pictures [N,3,R,R] and the w [N,W] that they were made from."""
@@ -72,18 +82,15 @@ class _EndToEnd:
         index = rng.integers(0, len(self.faces), self.batch - samples)
         w = torch.from_numpy(self.faces.codes[index]).to(device()) @ self.rotation
         z = torch.from_numpy(rng.standard_normal((samples, GENERATOR.z_dim), dtype=np.float32)).to(device())
-        with torch.no_grad():
+        with torch.no_grad(), mixed_precision(device()):
             w_samples = self.generator.mapping(z)
             drawn = self.generator(self.generator.broadcast(w_samples)).float().clamp(-1, 1)
-        return torch.cat([self.faces.batch(index).to(device()), drawn]), torch.cat([w, w_samples])
+        return torch.cat([self.faces.batch(index).to(device()), drawn]), torch.cat([w, w_samples.float()])
 
     def __call__(self, i: int) -> dict[str, Tensor]:
         rng = rng_for(self.seed, i)
-        with mixed_precision(device()):
-            target, w = self._inputs(rng)
-            w_plus = self.net(target.contiguous(memory_format=torch.channels_last))
-            image = self.generator(w_plus).float()
-        w_plus = w_plus.float()
+        target, w = self._inputs(rng)
+        w_plus, image = self.invert_and_draw(target.contiguous(memory_format=torch.channels_last))
         square = functional.mse_loss(image, target)
         near = functional.mse_loss(w_plus, w.float()[:, None].expand_as(w_plus))
         offsets = _offsets(self.net, w_plus)
