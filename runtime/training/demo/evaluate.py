@@ -138,13 +138,16 @@ def prompt_table(chosen: Mapping[str, Setting], strengths: Mapping[str, float]) 
 
 
 def recommended(subject: Subject, effort: Effort) -> tuple[dict[str, Setting], dict[str, float]]:
-    """The pack's own settings; where it has none for a prompt, and for mapper strengths, they are chosen now."""
+    """The pack's own settings and mapper strengths; what it does not record is chosen now, on the selection faces."""
     known = {name: row for name, row in subject.pack.prompts.items() if name in TARGETS and row.get("alpha")}
     if known.keys() != TARGETS.keys():
         known = settings.choose_settings(subject, scale=effort.choice)
     fields = ("target", "neutral", "alpha", "beta")
     chosen = {name: Setting(**{key: known[name][key] for key in fields}) for name in TARGETS}
-    return chosen, settings.choose_strengths(subject, scale=effort.choice)
+    recorded = {name: float(row["strength"]) for name, row in subject.pack.prompts.items() if row.get("mapper")}
+    if recorded.keys() != set(subject.pack.mappers) & TARGETS.keys():
+        recorded = settings.choose_strengths(subject, scale=effort.choice)
+    return chosen, recorded
 
 
 def write_prompts(pack: Pack, prompts: Mapping[str, Row]) -> Path:

@@ -129,6 +129,20 @@ def _with_colors(f: Factors) -> Factors:
     return f
 
 
+def thresholds() -> list[tuple[int, float]]:
+    """(column of the uniforms, value in 0..1) of every step in `factors_from_uniform`: where one class ends."""
+    columns = (*GEOMETRY, *_CONTINUOUS, *_CATEGORICAL)
+    steps = [(columns.index(name), p) for name, p in BINARY_P.items()]
+    for name, table in (("hair_color", HAIR_COLOR_P), ("hair_style", HAIR_STYLE_P), ("expression", EXPRESSION_P)):
+        steps += [(columns.index(name), float(edge)) for edge in np.cumsum(table)[:-1] / np.sum(table)]
+    return steps
+
+
+def smooth_columns() -> range:
+    """Columns of the uniforms without a step."""
+    return range(len(GEOMETRY) + len(_CONTINUOUS))
+
+
 def sample_factors(n: int, rng: np.random.Generator) -> Factors:
     """n random faces; see `factors_from_uniform`."""
     return factors_from_uniform(rng.random((n, UNIFORMS), dtype=np.float32))

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..networks.stylegan2 import Generator, GeneratorConfig
+from ..networks.stylegan2 import Generator, GeneratorConfig, Mapping
 from . import factors as fx
 from .dataset import RenderedFaces
 from .loop import device, load_stage, rng_for, save_atomically, train
@@ -23,12 +23,12 @@ from .loop import device, load_stage, rng_for, save_atomically, train
 CONFIG = GeneratorConfig(
     resolution=64, z_dim=128, w_dim=128, mapping_layers=6, channels={4: 128, 8: 128, 16: 128, 32: 64, 64: 32}
 )
-STEPS_MAPPING = 20_000
+STEPS_MAPPING, STEP_WIDTH = 16_000, 0.04
 
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass of the synthesis training: at `size` px, in bfloat16 where `half`."""
+    """One pass of the synthesis training: at `size` px, in bfloat16 where `half`, `sparsity` as weight of `spread`."""
 
     name: str
     size: int
@@ -36,13 +36,14 @@ class Pass:
     batch: int
     lr: float
     half: bool
+    sparsity: float = 0.0
 
 
 PASSES = (
     Pass("generator-32", 32, 2500, 32, 5e-3, True),
     Pass("generator-64", 64, 9000, 16, 4e-3, True),
-    Pass("generator-64-again", 64, 5000, 16, 3e-3, True),
-    Pass("generator-fine", 64, 800, 16, 6e-4, False),
+    Pass("generator-64-again", 64, 5000, 16, 3e-3, True, 0.5),
+    Pass("generator-fine", 64, 800, 16, 6e-4, False, 0.5),
 )
 
 
@@ -119,8 +120,25 @@ def _draw_and_compare(generator: Generator, w: Tensor, target: Tensor, half: boo
     return drawing_loss(image.float(), target)
 
 
+def spread(generator: Generator, rotation: Tensor, scale: Tensor) -> Tensor:
+    """How many entries of the code a convolution's style channel listens to, from 0 (one) to 1 (all alike); a scalar.
+
+    The mean over channels of |m|_1 / (|m|_2 sqrt(D)), where m is a channel's affine weight seen in code space times the
+    code's standard deviation `scale` [D]. Channels that listen to few factors move few things when a direction moves
+    them, which is what StyleSpace (Wu et al. 2021) finds in generators trained on photographs.
+    """
+    rows = []
+    for layer in generator.style_layers:
+        if layer.kind == "conv":
+            affine = generator.layer(layer.name).affine
+            m = affine.weight * affine.weight_gain @ rotation.T * scale  # [C, D]
+            rows.append(m.abs().sum(1) / (m.norm(dim=1) + 1e-6) / m.shape[1] ** 0.5)
+    return torch.cat(rows).mean()
+
+
 def _train_pass(work: Path, generator: Generator, plan: Pass, seed: int, scale: float) -> Generator:
     faces, rotation = RenderedFaces.training(work), code_rotation().to(device())
+    code_std = torch.from_numpy(faces.codes[:4000].std(0)).to(device())
     draw = torch.compile(_draw_and_compare, disable=shutil.which("c++") is None)
 
     def step(i: int) -> dict[str, Tensor]:
@@ -129,7 +147,11 @@ def _train_pass(work: Path, generator: Generator, plan: Pass, seed: int, scale: 
         w = torch.from_numpy(faces.codes[index]).to(device()) @ rotation
         if plan.size < target.shape[-1]:
             target = F.avg_pool2d(target, target.shape[-1] // plan.size)
-        return draw(generator, w, target, plan.half)
+        losses = draw(generator, w, target, plan.half)
+        if plan.sparsity:
+            losses["spread"] = spread(generator, rotation, code_std)
+            losses["loss"] = losses["loss"] + plan.sparsity * losses["spread"]
+        return losses
 
     steps = max(4, int(plan.steps * scale))
     return train(plan.name, work, generator, step, steps=steps, lr=plan.lr, ema=0.998)
@@ -150,9 +172,42 @@ def factors_of_z(z: Tensor) -> fx.Factors:
     return fx.factors_from_uniform(uniform.clamp(0, 1 - 1e-6).cpu().numpy())
 
 
+def _first_units() -> Tensor:
+    """Pairs of units of the mapping's first layer: rows (column, low, high), in units of the normalised z.
+
+    lrelu(x - low) - lrelu(x - high) is a ramp from low to high: a steep one for every class boundary, a wide one (close
+    to the normal CDF) for every smooth factor.
+    """
+    steps = [(column, float(torch.special.ndtri(torch.tensor(edge)))) for column, edge in fx.thresholds()]
+    rows = [(column, t - STEP_WIDTH / 2, t + STEP_WIDTH / 2) for column, t in steps]
+    rows += [(column, -1.35, 1.35) for column in fx.smooth_columns()]
+    return torch.tensor(rows)
+
+
+def informed_start(mapping: Mapping) -> Mapping:
+    """Starts the first two layers from ramps in place of noise: regression finds steep class boundaries very slowly.
+
+    Layer 0 holds the two ends of every ramp, layer 1 random mixtures of the ramps; both train on like the rest. Without
+    it, faces between two classes (half a hat, a ghost of a mohawk) are common.
+    """
+    rows = _first_units()
+    count, column = len(rows), rows[:, 0].long()
+    first, second = mapping.fc0, mapping.fc1
+    with torch.no_grad():
+        ends = torch.zeros(2 * count, first.weight.shape[1])
+        ends[torch.arange(count), column] = 1.0
+        ends[torch.arange(count, 2 * count), column] = 1.0
+        first.weight[: 2 * count] = ends / first.weight_gain
+        first.bias[: 2 * count] = -rows[:, 1:].T.flatten() / first.bias_gain
+        mixture = second.weight[:, :count] * second.weight_gain / (rows[:, 2] - rows[:, 1])
+        second.weight[:, :count] = mixture / second.weight_gain
+        second.weight[:, count : 2 * count] = -mixture / second.weight_gain
+    return mapping
+
+
 def train_mapping(work: Path, generator: Generator, seed: int = 20, scale: float = 1.0) -> Generator:
     """Mapping z -> w by regression on unlimited draws, then w_avg; the synthesis stays as it is."""
-    rotation, mapping = code_rotation().to(device()), generator.mapping_network.to(device())
+    rotation, mapping = code_rotation().to(device()), informed_start(generator.mapping_network).to(device())
     mapping.requires_grad_(True)
 
     def step(i: int) -> dict[str, Tensor]:
@@ -163,7 +218,7 @@ def train_mapping(work: Path, generator: Generator, seed: int = 20, scale: float
 
     # The rate looks large because the layers' equalised rate divides it by 100 (lr_mul of the mapping, as published).
     steps = max(4, int(STEPS_MAPPING * scale))
-    trained = train("mapping", work, mapping, step, steps=steps, lr=0.6, ema=0.998, warmup=200)
+    trained = train("mapping", work, mapping, step, steps=steps, lr=1.0, ema=0.998, warmup=200)
     with torch.no_grad():
         z = torch.from_numpy(rng_for(seed + 1, 0).standard_normal((50_000, CONFIG.z_dim), dtype=np.float32))
         trained.w_avg.copy_(trained(z.to(device())).mean(0))
