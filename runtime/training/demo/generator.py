@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -210,15 +211,18 @@ def train_mapping(work: Path, generator: Generator, seed: int = 20, scale: float
     rotation, mapping = code_rotation().to(device()), informed_start(generator.mapping_network).to(device())
     mapping.requires_grad_(True)
 
-    def step(i: int) -> dict[str, Tensor]:
-        z = torch.from_numpy(rng_for(seed, i).standard_normal((512, CONFIG.z_dim), dtype=np.float32))
+    def step(i: int, first: int, batch: int) -> dict[str, Tensor]:
+        z = torch.from_numpy(rng_for(first, i).standard_normal((batch, CONFIG.z_dim), dtype=np.float32))
         target = torch.from_numpy(fx.code(factors_of_z(z))).to(device()) @ rotation
         error = mapping(z.to(device())) - target
         return {"loss": error.square().mean() + 0.3 * error.abs().mean(), "nmse": error.square().mean() / target.var()}
 
     # The rate looks large because the layers' equalised rate divides it by 100 (lr_mul of the mapping, as published).
-    steps = max(4, int(STEPS_MAPPING * scale))
-    trained = train("mapping", work, mapping, step, steps=steps, lr=1.0, ema=0.998, warmup=200)
+    steps, trained = max(4, int(STEPS_MAPPING * scale)), mapping
+    for name, first, batch, lr in (("mapping", seed, 512, 1.0), ("mapping-again", seed + 2, 1024, 0.7)):
+        turn = partial(step, first=first, batch=batch)
+        trained = train(name, work, mapping, turn, steps=steps, lr=lr, ema=0.998, warmup=200)
+        mapping.load_state_dict(trained.state_dict())
     with torch.no_grad():
         z = torch.from_numpy(rng_for(seed + 1, 0).standard_normal((50_000, CONFIG.z_dim), dtype=np.float32))
         trained.w_avg.copy_(trained(z.to(device())).mean(0))
