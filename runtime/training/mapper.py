@@ -31,9 +31,9 @@ class MapperPreset:
     samples have not, and the mapper's normalisation over layers sees nothing else.
     """
 
-    weights: LossWeights = field(default_factory=lambda: LossWeights(clip=0.3, directional=1.0, l2=0.3, identity=0.1))
+    weights: LossWeights = field(default_factory=lambda: LossWeights(clip=0.4, directional=1.0, l2=0.2, identity=0.1))
     groups: tuple[str, ...] = ("coarse", "medium", "fine")
-    steps: int = 400
+    steps: int = 300
     batch: int = 12
     lr: float = 3.0
     psi: float = 1.0
