@@ -83,9 +83,28 @@ def test_latents_draw_the_prior_of_the_renderer() -> None:
 
 def test_a_picture_at_half_size_is_the_skip_of_that_block() -> None:
     generator = stage.new_generator()
-    w = torch.randn(2, generator.config.w_dim)
-    assert stage._synthesize_at(generator, w, 32).shape == (2, 3, 32, 32)
-    assert torch.equal(stage._synthesize_at(generator, w, 64), generator(generator.broadcast(w)))
+    s = generator.styles(torch.randn(2, generator.num_ws, generator.config.w_dim))
+    assert stage._synthesize_at(generator, s, 32).shape == (2, 3, 32, 32)
+    assert torch.equal(stage._synthesize_at(generator, s, 64), generator.synthesize(s))
+
+
+def test_style_noise_leaves_constant_channels_alone() -> None:
+    s_std = torch.tensor([0.0, 1.0, 2.0])
+    noise = stage.style_noise(s_std, 20_000, 1.0, np.random.default_rng(0))
+    assert torch.all(noise[:, 0] == 0)
+    assert float(noise[:, 2].std() / noise[:, 1].std()) == pytest.approx(2, rel=0.1)
+
+
+def test_spread_tells_one_factor_from_many() -> None:
+    generator, rotation = stage.new_generator(), stage.code_rotation()
+    many = float(stage.spread(generator, rotation, torch.ones(len(rotation))).detach())
+    with torch.no_grad():
+        for layer in generator.style_layers:
+            affine = generator.layer(layer.name).affine
+            affine.weight.copy_(rotation[0].expand_as(affine.weight))
+    one = float(stage.spread(generator, rotation, torch.ones(len(rotation))).detach())
+    assert one == pytest.approx(len(rotation) ** -0.5, rel=1e-3)
+    assert many > 0.7
 
 
 def test_the_drawing_loss_is_zero_for_equal_pictures_only() -> None:

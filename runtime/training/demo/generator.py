@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..networks.stylegan2 import Generator, GeneratorConfig, Mapping
@@ -29,7 +30,10 @@ STEPS_MAPPING, STEP_WIDTH = 16_000, 0.04
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass of the synthesis training: at `size` px, in bfloat16 where `half`, `sparsity` as weight of `spread`."""
+    """One pass of the synthesis training: at `size` px, in bfloat16 where `half`.
+
+    `sparsity` is the weight of `spread`, `style_noise` the scale of `style_noise`.
+    """
 
     name: str
     size: int
@@ -38,6 +42,7 @@ class Pass:
     lr: float
     half: bool
     sparsity: float = 0.0
+    style_noise: float = 0.0
 
 
 PASSES = (
@@ -45,6 +50,7 @@ PASSES = (
     Pass("generator-64", 64, 9000, 16, 4e-3, True),
     Pass("generator-64-again", 64, 5000, 16, 3e-3, True, 0.5),
     Pass("generator-fine", 64, 800, 16, 6e-4, False, 0.5),
+    Pass("generator-noise", 64, 1600, 16, 2.5e-3, True, 0.3, 1.0),
 )
 
 
@@ -100,12 +106,10 @@ def drawing_loss(image: Tensor, target: Tensor) -> dict[str, Tensor]:
     return {"loss": l1 + 0.6 * edges + 0.5 * coarse, "l1": error.mean()}
 
 
-def _synthesize_at(generator: Generator, w: Tensor, size: int) -> Tensor:
-    """The picture at a lower resolution: the RGB skip of the block of that size."""
-    parts = list(
-        generator.styles(generator.broadcast(w)).split([layer.channels for layer in generator.style_layers], 1)
-    )
-    x, rgb = w, None
+def _synthesize_at(generator: Generator, s: Tensor, size: int) -> Tensor:
+    """The picture of styles s [N, S] at a lower resolution: the RGB skip of the block of that size."""
+    parts = list(s.split([layer.channels for layer in generator.style_layers], 1))
+    x, rgb = s, None
     for name, block in generator.blocks.items():
         count = len(block.layers())
         x, rgb = block(x, rgb, parts[:count])
@@ -115,9 +119,10 @@ def _synthesize_at(generator: Generator, w: Tensor, size: int) -> Tensor:
     return rgb
 
 
-def _draw_and_compare(generator: Generator, w: Tensor, target: Tensor, half: bool) -> dict[str, Tensor]:
+def _draw_and_compare(generator: Generator, w: Tensor, target: Tensor, half: bool, noise: Tensor) -> dict[str, Tensor]:
     with torch.autocast(device().type, torch.bfloat16, enabled=half):
-        image = _synthesize_at(generator, w, target.shape[-1])
+        s = generator.styles(generator.broadcast(w)) + noise
+        image = _synthesize_at(generator, s, target.shape[-1])
     return drawing_loss(image.float(), target)
 
 
@@ -137,18 +142,40 @@ def spread(generator: Generator, rotation: Tensor, scale: Tensor) -> Tensor:
     return torch.cat(rows).mean()
 
 
+def style_noise(s_std: Tensor, count: int, scale: float, rng: np.random.Generator) -> Tensor:
+    """Perturbations of style vectors [count, S], in multiples of each channel's standard deviation s_std [S].
+
+    A little on every channel and three deviations on one in fifty. Styles are affine in the code, so without it S is a
+    thin slice of its space, and a single channel that leaves the slice draws artefacts. A generator that has seen such
+    noise takes a lone channel as weak evidence for what the channel stands for: it moves the picture along the faces.
+    """
+    size = (count, len(s_std))
+    dense = rng.standard_normal(size, dtype=np.float32) * rng.random((count, 1), dtype=np.float32) * 0.5
+    sparse = rng.standard_normal(size, dtype=np.float32) * (rng.random(size, dtype=np.float32) < 0.02) * 3.0
+    return torch.from_numpy(dense + sparse).to(s_std) * s_std * scale
+
+
+@torch.no_grad()
+def _s_std(generator: Generator, codes: NDArray[np.float32]) -> Tensor:
+    w = w_from_codes(torch.from_numpy(codes).to(device()))
+    return generator.styles(generator.broadcast(w)).std(0)
+
+
 def _train_pass(work: Path, generator: Generator, plan: Pass, seed: int, scale: float) -> Generator:
     faces, rotation = RenderedFaces.training(work), code_rotation().to(device())
+    s_std = _s_std(generator.to(device()), faces.codes[:4000])
     code_std = torch.from_numpy(faces.codes[:4000].std(0)).to(device())
     draw = torch.compile(_draw_and_compare, disable=shutil.which("c++") is None)
 
     def step(i: int) -> dict[str, Tensor]:
-        index = np.sort(rng_for(seed, i).integers(0, len(faces), plan.batch))
+        rng = rng_for(seed, i)
+        index = np.sort(rng.integers(0, len(faces), plan.batch))
+        noise = style_noise(s_std, plan.batch, plan.style_noise, rng)
         target = faces.batch(index).to(device())
         w = torch.from_numpy(faces.codes[index]).to(device()) @ rotation
         if plan.size < target.shape[-1]:
             target = F.avg_pool2d(target, target.shape[-1] // plan.size)
-        losses = draw(generator, w, target, plan.half)
+        losses = draw(generator, w, target, plan.half, noise)
         if plan.sparsity:
             losses["spread"] = spread(generator, rotation, code_std)
             losses["loss"] = losses["loss"] + plan.sparsity * losses["spread"]
@@ -159,7 +186,7 @@ def _train_pass(work: Path, generator: Generator, plan: Pass, seed: int, scale: 
 
 
 def train_synthesis(work: Path, seed: int = 10, scale: float = 1.0) -> Generator:
-    """Four passes: 32 px, twice 64 px in bfloat16 (the second with a warm restart), then a short polish in float32."""
+    """32 px; 64 px in bfloat16, twice (with a warm restart); a polish in float32; then noisy styles."""
     generator = new_generator()
     for i, plan in enumerate(PASSES):
         generator.load_state_dict(_train_pass(work, generator, plan, seed + i, scale).state_dict())

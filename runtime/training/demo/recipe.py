@@ -28,13 +28,13 @@ from .identity_stage import load_identity, train_identity
 from .inverter_stage import load_inverter, train_inverter
 from .judge import JudgeNet, train_judge
 from .loop import device, load_stage, save_atomically
-from .settings import choose_settings, choose_strengths
+from .settings import CANDIDATES, choose_settings, choose_strengths
 from .subject import Subject
 from .vocabulary import token_config
 
 MAPPERS = ("bob-cut", "purple-hair", "glasses", "surprised")
 PSI = 1.0  # the faces are drawn from a product of classes: their mean is no face, so nothing is truncated towards it
-DIRECTION_IMAGES, DIRECTION_SIGMAS = 40, 3.0
+DIRECTION_IMAGES, DIRECTION_SIGMAS = 32, 3.0
 LICENCE, SOURCE = "Apache-2.0", "styleclip-rt demo train"
 
 
@@ -86,12 +86,12 @@ def _settings(work: Path, scale: float) -> None:
 
 
 def _mappers(work: Path, scale: float) -> None:
-    prompts, subject = json.loads((work / "prompts.json").read_text()), Subject(load_pack(work / "draft"))
-    identify = subject.identity if subject.identity is not None else None
-    networks = MapperNetworks(subject.generator, subject.clip.encode_image, identify)
+    """The mappers of MAPPERS, each trained against its prompt's first pair of texts."""
+    subject = Subject(load_pack(work / "draft"))
+    networks = MapperNetworks(subject.generator, subject.clip.encode_image, subject.identity)
     for name in MAPPERS:
-        text = TextPair(subject.embed(prompts[name]["target"]), subject.embed(prompts[name]["neutral"]))
-        train_mapper(name, work, networks, text, scale=scale)
+        targets, neutrals = CANDIDATES[name]
+        train_mapper(name, work, networks, TextPair(subject.embed(targets[0]), subject.embed(neutrals[0])), scale=scale)
 
 
 def _load_mapper(work: Path, name: str) -> tuple[dict[str, Tensor], dict[str, object]]:

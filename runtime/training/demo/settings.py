@@ -37,11 +37,11 @@ CANDIDATES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 """Prompt -> (target texts, neutral texts); every pair is tried."""
 
-ALPHAS = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0)
-BETAS = (0.08, 0.12, 0.16, 0.2, 0.25, 0.3, 0.4, 0.5)
+ALPHAS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
+BETAS = (0.12, 0.2, 0.3, 0.4, 0.5, 0.6)
 STRENGTHS = (0.5, 0.7, 0.85, 1.0, 1.2, 1.5)
-FACES, COARSE_FACES, SELECTION_SEED = 256, 64, 71
-HOPELESS = 0.25
+FACES, COARSE_FACES, SELECTION_SEED = 256, 24, 71
+HOPELESS = 0.18
 """Above this share of changed others, a larger alpha is not tried."""
 
 
@@ -89,7 +89,7 @@ def _coarse(subject: Subject, prompt: str, lacking: Faces) -> Iterator[tuple[flo
                     break
 
 
-def choose(subject: Subject, prompt: str, faces: Faces, *, coarse_faces: int = 64, finalists: int = 4) -> Setting:
+def choose(subject: Subject, prompt: str, faces: Faces, *, coarse_faces: int = 64, finalists: int = 3) -> Setting:
     """The best setting of a prompt: all candidates on a part of the faces, then the finalists on all of them.
 
     Args:
