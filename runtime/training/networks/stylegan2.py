@@ -1,6 +1,7 @@
 """StyleGAN2 (Karras et al. 2020, arXiv:1912.04958), written from its equations in the form that exports.
 
-Modulation acts on the activations and the weights stay constant (section 2.2 of the paper, equations 1 to 3, rearranged):
+Modulation acts on the activations and the weights stay constant (paper, section 2.2,
+equations 1 to 3, rearranged):
 
     y = conv(x * s, W) * d,    d_o = 1 / sqrt(sum_i s_i^2 sum_k W_oik^2 + 1e-8)
 
@@ -47,10 +48,12 @@ class GeneratorConfig:
         return cls(**{**config, "channels": {int(k): int(v) for k, v in config["channels"].items()}})
 
     def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form, as `pack.json` records it."""
         return asdict(self)
 
     @property
     def resolutions(self) -> tuple[int, ...]:
+        """4, 8 ... R: one block each."""
         return tuple(2**i for i in range(2, int(math.log2(self.resolution)) + 1))
 
     @property
@@ -80,11 +83,12 @@ class FullyConnected(nn.Module):
         self.weight_gain, self.bias_gain = lr_mul / math.sqrt(inputs), lr_mul
 
     def forward(self, x: Tensor) -> Tensor:
+        """x [N, in] -> [N, out]."""
         return F.linear(x, self.weight * self.weight_gain, self.bias * self.bias_gain)
 
 
 class Mapping(nn.Module):
-    """z [N, Z] -> w [N, W]: second-moment normalisation, then `mapping_layers` leaky layers; truncation towards w_avg."""
+    """z [N, Z] -> w [N, W]: second-moment normalisation, `mapping_layers` leaky layers, truncation towards w_avg."""
 
     w_avg: Tensor
 
@@ -96,6 +100,7 @@ class Mapping(nn.Module):
         self.register_buffer("w_avg", torch.zeros(config.w_dim))
 
     def forward(self, z: Tensor, psi: float | Tensor = 1.0) -> Tensor:
+        """z [N, Z] -> w [N, W]; see `Generator.mapping`."""
         x = z * torch.rsqrt(z.square().mean(1, keepdim=True) + 1e-8)
         for i in range(self.depth):
             x = F.leaky_relu(getattr(self, f"fc{i}")(x), 0.2) * SQRT2
@@ -109,7 +114,7 @@ def fir_kernel() -> Tensor:
 
 
 class Layer(nn.Module):
-    """Modulated 3x3 convolution, optional 2x up-sampling, noise, bias and leaky ReLU: [N, Ci, r, r] -> [N, Co, r', r']."""
+    """Modulated 3x3 convolution, optional 2x up-sampling, noise, bias, leaky ReLU: [N, Ci, r, r] -> [N, Co, r', r']."""
 
     fir: Tensor
     noise_const: Tensor
@@ -129,6 +134,7 @@ class Layer(nn.Module):
         return (self.weight * self.gain).square().sum((2, 3)).T
 
     def forward(self, x: Tensor, s: Tensor) -> Tensor:
+        """x [N, Ci, r, r] and its style s [N, Ci] -> [N, Co, r', r']."""
         weight = self.weight * self.gain
         x = x * s[:, :, None, None]
         if self.up:
@@ -154,6 +160,7 @@ class ToRGB(nn.Module):
         self.clamp, self.gain = clamp, 1 / math.sqrt(inputs)
 
     def forward(self, x: Tensor, s: Tensor) -> Tensor:
+        """x [N, C, r, r] and its style s [N, C] -> RGB [N, 3, r, r]."""
         rgb = F.conv2d(x * s[:, :, None, None], self.weight * self.gain, self.bias)
         return rgb if self.clamp is None else rgb.clamp(-self.clamp, self.clamp)
 
@@ -176,14 +183,13 @@ class Block(nn.Module):
         self.first = resolution == 4
 
     def layers(self) -> list[tuple[str, Layer | ToRGB]]:
+        """The block's modulated layers in the order of their styles."""
         names = ["conv1", "torgb"] if self.first else ["conv0", "conv1", "torgb"]
         return [(name, getattr(self, name)) for name in names]
 
     def forward(self, x: Tensor, rgb: Tensor | None, styles: list[Tensor]) -> tuple[Tensor, Tensor]:
-        if self.first:
-            x = self.const.unsqueeze(0).expand(styles[0].shape[0], -1, -1, -1)
-        else:
-            x = self.conv0(x, styles[0])
+        """Features and RGB of the block below -> those of this one; the first block takes its batch size from styles."""
+        x = self.const.expand(styles[0].shape[0], -1, -1, -1) if self.first else self.conv0(x, styles[0])
         x = self.conv1(x, styles[-2])
         skip = self.torgb(x, styles[-1])
         if rgb is not None:
