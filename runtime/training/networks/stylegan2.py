@@ -188,7 +188,7 @@ class Block(nn.Module):
         return [(name, getattr(self, name)) for name in names]
 
     def forward(self, x: Tensor, rgb: Tensor | None, styles: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Features and RGB of the block below -> those of this one; the first block takes its batch size from styles."""
+        """Features and RGB of the block below -> those of this block; the first one takes its batch from `styles`."""
         x = self.const.expand(styles[0].shape[0], -1, -1, -1) if self.first else self.conv0(x, styles[0])
         x = self.conv1(x, styles[-2])
         skip = self.torgb(x, styles[-1])
