@@ -50,8 +50,8 @@ PUBLISHED = MapperPreset(LossWeights(clip=1.0, l2=0.8, identity=0.1), steps=50_0
 PRESETS: dict[str, MapperPreset] = {
     "bob-cut": MapperPreset(),
     "purple-hair": MapperPreset(),
-    "glasses": MapperPreset(),
-    "surprised": MapperPreset(),
+    "glasses": MapperPreset(steps=240),
+    "surprised": MapperPreset(steps=240),
 }
 
 

@@ -28,7 +28,7 @@ from .settings import Setting
 from .subject import Edited, Faces, Subject, in_chunks
 
 REPORT_SEED, RENDER_SEED = 72, 73
-SWEEP_BETAS = (0.05, 0.08, 0.12, 0.16, 0.2, 0.25, 0.3, 0.4, 0.5)
+SWEEP_BETAS = (0.06, 0.09, 0.12, 0.2, 0.3)
 Row = dict[str, Any]
 
 
@@ -38,7 +38,7 @@ class Effort:
 
     faces: int = 256
     unseen_renders: int = 256
-    samples: int = 10_000
+    samples: int = 4_000
     choice: float = 1.0
 
 

@@ -18,29 +18,29 @@ from tqdm import tqdm
 from .scores import TARGETS
 from .subject import Edited, Faces, Subject
 
-_HAIR = ("a face", "a face with hair", "a face with brown hair", "a face with black hair")
-_CUT = ("a face", "a face with hair", "a face with short hair", "a face with long hair")
+_HAIR = ("a face", "a face with hair")
+_CUT = ("a face", "a face with short hair")
 
 CANDIDATES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "purple-hair": (("a face with purple hair",), (*_HAIR, "a face with grey hair")),
+    "purple-hair": (("a face with purple hair",), _HAIR),
     "blond-hair": (("a face with blond hair",), _HAIR),
     "grey-hair": (("a face with grey hair",), _HAIR),
     "bob-cut": (("a face with a bob-cut",), _CUT),
     "afro": (("a face with an afro",), _CUT),
-    "mohawk": (("a face with a mohawk",), _CUT),
-    "glasses": (("a face with glasses",), ("a face", "a face without glasses")),
-    "beard": (("a face with a beard",), ("a face", "a face without a beard", "a clean-shaven face")),
-    "hat": (("a face with a hat",), ("a face", "a face without a hat", "a face with hair")),
-    "surprised": (("a surprised face",), ("a face", "a face with a neutral expression", "a calm face")),
-    "smiling": (("a smiling face",), ("a face", "a face with a neutral expression", "a serious face")),
-    "lipstick": (("a face with lipstick",), ("a face", "a face without lipstick")),
+    "mohawk": (("a face with a mohawk",), ("a face with a hat", "a face with short hair")),
+    "glasses": (("a face with glasses",), ("a face",)),
+    "beard": (("a face with a beard",), ("a face", "a clean-shaven face")),
+    "hat": (("a face with a hat",), ("a face", "a face with hair")),
+    "surprised": (("a surprised face",), ("a face", "a face with a neutral expression")),
+    "smiling": (("a smiling face",), ("a face", "a face with a neutral expression")),
+    "lipstick": (("a face with lipstick",), ("a face without lipstick", "a face with pale lips")),
 }
 """Prompt -> (target texts, neutral texts); every pair is tried."""
 
-ALPHAS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
-BETAS = (0.12, 0.2, 0.3, 0.4, 0.5, 0.6)
+ALPHAS = (2.0, 3.0, 4.0, 6.0, 8.0)
+BETAS = (0.12, 0.16, 0.22, 0.3, 0.4)
 STRENGTHS = (0.5, 0.7, 0.85, 1.0, 1.2, 1.5)
-FACES, COARSE_FACES, SELECTION_SEED = 256, 24, 71
+FACES, COARSE_FACES, SELECTION_SEED = 160, 16, 71
 HOPELESS = 0.18
 """Above this share of changed others, a larger alpha is not tried."""
 
