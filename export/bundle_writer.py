@@ -168,6 +168,8 @@ def model_entry(pack: Pack) -> dict[str, Any]:
             "style_channels": generator.style_channels,
             "layers": [asdict(layer) for layer in generator.style_layers],
         }
+    if pack.has("statistics"):
+        entry["psi"] = float(pack.config("statistics").get("psi", 0.7))
     if pack.has("clip"):
         clip = pack.clip
         entry["clip"] = {

@@ -66,9 +66,8 @@ def invert(image: str, out: str | None, preview: str | None, as_json: bool, **op
     "--psi",
     metavar="0..1",
     type=click.FloatRange(-2, 2),
-    default=0.7,
-    show_default=True,
-    help="Truncation: 0 the mean face, 1 the full variety.",
+    default=None,
+    help="Truncation: 0 the mean face, 1 the full variety.  [default: the model's own]",
 )
 @click.option(
     "--out",
@@ -79,7 +78,7 @@ def invert(image: str, out: str | None, preview: str | None, as_json: bool, **op
 )
 @bundle_options
 @json_option
-def generate(seed: int, count: int, psi: float, out: str, as_json: bool, **options: Any) -> None:
+def generate(seed: int, count: int, psi: float | None, out: str, as_json: bool, **options: Any) -> None:
     """Draw random faces. A seed gives the same face whatever the count."""
     from .grids import synthesize_all
     from .images import write_format, write_image
@@ -90,6 +89,7 @@ def generate(seed: int, count: int, psi: float, out: str, as_json: bool, **optio
         write_format(out)
     seeds = [(seed + i) % 2**32 for i in range(count)]
     with open_editor(**options) as editor:
+        psi = editor.model.psi if psi is None else psi
         pictures = synthesize_all(editor, editor.styles(editor.sample(seeds, psi)))
     if folder:
         files = [write_image(p, Path(out) / f"seed{s:06d}.png") for s, p in zip(seeds, pictures, strict=True)]

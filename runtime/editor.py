@@ -178,8 +178,12 @@ class Editor:
         """Latents w [1, L, W] of a photo that `photo` has prepared."""
         return self.bundle.run("invert", image=images.pm1_from_image(photo))["w"]
 
-    def sample(self, seeds: Sequence[int], psi: float = 0.7) -> F32:
-        """Latents w [N, L, W] of random faces, one per seed; psi: truncation, 0 the mean face, 1 the full variety."""
+    def sample(self, seeds: Sequence[int], psi: float | None = None) -> F32:
+        """Latents w [N, L, W] of random faces, one per seed.
+
+        psi: truncation, 0 the mean face, 1 the full variety; None: the truncation of the model's own statistics.
+        """
+        psi = self.model.psi if psi is None else psi
         z = [np.random.RandomState(seed).randn(self.model.z_dim) for seed in seeds]
         truncation = np.full(len(z), psi, dtype=np.float32)
         return self.bundle.run("mapping", z=np.array(z, dtype=np.float32), psi=truncation)["w"]

@@ -46,6 +46,9 @@ class Prompt:
     strength: float = 1.0
 
 
+DEFAULT_PSI = 0.7  # StyleCLIP's truncation, for a bundle that records none
+
+
 @dataclass(frozen=True)
 class Model:
     """Sizes in pixels or channels; every shape of the runtime derives from these. None: the bundle lacks that part."""
@@ -66,6 +69,7 @@ class Model:
     templates: tuple[str, ...]
     prompts: Mapping[str, Prompt]
     default_prompt: str | None
+    psi: float = DEFAULT_PSI
 
 
 def read_model(manifest: Mapping[str, Any]) -> Model:
@@ -88,7 +92,15 @@ def read_model(manifest: Mapping[str, Any]) -> Model:
         templates=_templates(manifest),
         prompts={name: _prompt(name, entry) for name, entry in _table(manifest, "prompts", {}).items()},
         default_prompt=manifest.get("default_prompt"),
+        psi=_psi(model),
     )
+
+
+def _psi(model: Mapping[str, Any]) -> float:
+    psi = model.get("psi", DEFAULT_PSI)
+    if isinstance(psi, bool) or not isinstance(psi, (int, float)) or not -2 <= psi <= 2:
+        raise BundleError(f"bundle.json: model.psi is {psi!r}; expected a number in -2..2")
+    return float(psi)
 
 
 def _tokens(tokens: Mapping[str, Any]) -> Tokens:

@@ -133,6 +133,7 @@ def test_a_seed_gives_one_face_whatever_the_count(editor):
     many, one = editor.sample([3, 4, 5]), editor.sample([4])
     np.testing.assert_array_equal(many[1], one[0])
     assert not editor.sample([4], psi=0).any()
+    assert np.array_equal(editor.sample([4]), editor.sample([4], psi=editor.model.psi))
 
 
 @pytest.mark.parametrize(
