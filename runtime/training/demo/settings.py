@@ -19,7 +19,7 @@ from .scores import TARGETS
 from .subject import Edited, Faces, Subject
 
 _HAIR = ("a face", "a face with hair")
-_CUT = ("a face", "a face with short hair")
+_CUT = ("a face", "a face with short hair", "a face with long hair")
 
 CANDIDATES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "purple-hair": (("a face with purple hair",), _HAIR),
@@ -37,10 +37,10 @@ CANDIDATES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 """Prompt -> (target texts, neutral texts); every pair is tried."""
 
-ALPHAS = (2.0, 3.0, 4.0, 6.0, 8.0)
-BETAS = (0.12, 0.16, 0.22, 0.3, 0.4)
+ALPHAS = (2.0, 3.0, 4.0, 5.0, 6.5, 8.0, 10.0)
+BETAS = (0.09, 0.12, 0.14, 0.16, 0.22, 0.3)
 STRENGTHS = (0.5, 0.7, 0.85, 1.0, 1.2, 1.5)
-FACES, COARSE_FACES, SELECTION_SEED = 160, 16, 71
+FACES, COARSE_FACES, SELECTION_SEED = 256, 40, 71
 HOPELESS = 0.18
 """Above this share of changed others, a larger alpha is not tried."""
 
@@ -56,13 +56,13 @@ class Setting:
 
 
 def merit(edited: Edited, alpha: float) -> float:
-    """Success, less what else changed. The first 4% of changed others cost little: a judge flips borderline faces.
+    """Success, less what else changed: little up to 6% (a judge flips borderline faces), much beyond.
 
-    Identity and a small alpha break ties; nothing is gained by the last two per cent of success.
+    Identity and a small alpha break ties; nothing is gained by the last four per cent of success.
     """
-    identity = 0.0 if np.isnan(edited.identity) else 0.3 * (1 - edited.identity)
+    identity = 0.0 if np.isnan(edited.identity) else 0.1 * (1 - edited.identity)
     changed = edited.outcome.others_changed
-    return min(edited.outcome.success, 0.98) - 0.5 * changed - 2.0 * max(0.0, changed - 0.04) - identity - 0.005 * alpha
+    return min(edited.outcome.success, 0.96) - 0.3 * changed - 3.0 * max(0.0, changed - 0.06) - identity - 0.003 * alpha
 
 
 def try_setting(subject: Subject, prompt: str, lacking: Faces, setting: Setting) -> tuple[Edited, int]:
