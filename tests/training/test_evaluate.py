@@ -172,7 +172,7 @@ def test_a_higher_beta_moves_no_more_channels(report: tuple[Path, dict]) -> None
 
 def test_contact_sheets_hold_a_row_per_prompt(report: tuple[Path, dict]) -> None:
     for name in ("directions", "alpha3-beta0.12", "mapper", "samples"):
-        with Image.open(report[0] / "docs" / "images" / f"toyfaces-{name}.png") as sheet:
+        with Image.open(report[0] / "docs" / "images" / f"toyfaces-{name}.jpg") as sheet:
             assert sheet.width > 6 * 64
 
 

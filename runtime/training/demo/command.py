@@ -59,7 +59,7 @@ def train(
 @demo.command()
 @click.option("--pack", default="toyfaces", show_default=True, metavar="NAME|DIR", help="The pack to measure.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("."), metavar="DIR",
-              help="Root for benchmarks/results/*.csv and docs/images/*.png.")  # fmt: skip
+              help="Root for benchmarks/results/*.csv and docs/images/*.jpg.")  # fmt: skip
 @click.option(
     "--faces", type=click.IntRange(16), default=256, show_default=True, metavar="COUNT", help="Reported faces."
 )

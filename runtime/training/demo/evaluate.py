@@ -173,15 +173,15 @@ def _sheets(
     first = faces.take(np.arange(min(12, len(faces))))
     rows = {name: (s.target, s.neutral, s.alpha, s.beta) for name, s in chosen.items()}
     edits = {n: subject.edit(first, subject.direction(t, u, b), a) for n, (t, u, a, b) in rows.items()}
-    contact.save(out / "toyfaces-directions.png", {"unedited": first.images, **edits})
+    contact.save(out / "toyfaces-directions.jpg", {"unedited": first.images, **edits})
     published = {n: subject.edit(first, subject.direction(t, u, 0.12), 3.0) for n, (t, u, _, _) in rows.items()}
-    contact.save(out / "toyfaces-alpha3-beta0.12.png", {"unedited": first.images, **published})
+    contact.save(out / "toyfaces-alpha3-beta0.12.jpg", {"unedited": first.images, **published})
     if mapped:
         images = {name: subject.map(first, name, strength) for name, strength in mapped.items()}
-        contact.save(out / "toyfaces-mapper.png", {"unedited": first.images, **images})
+        contact.save(out / "toyfaces-mapper.jpg", {"unedited": first.images, **images})
     renders = unseen_renders(len(first), RENDER_SEED)[0]
     rebuilt = {"inverted": reconstruct(subject, renders)} if subject.pack.has("inverter") else {}
-    contact.save(out / "toyfaces-samples.png", {"renders": renders, **rebuilt, "samples": first.images})
+    contact.save(out / "toyfaces-samples.jpg", {"renders": renders, **rebuilt, "samples": first.images})
 
 
 def evaluate(pack: Pack | Path | str, out: Path, *, effort: Effort | None = None) -> dict[str, Row]:
@@ -189,7 +189,7 @@ def evaluate(pack: Pack | Path | str, out: Path, *, effort: Effort | None = None
 
     Args:
         pack: a pack with a judge, opened, or its folder or name.
-        out: root that `benchmarks/results/toyfaces-*.csv` and `docs/images/toyfaces-*.png` are written under.
+        out: root that `benchmarks/results/toyfaces-*.csv` and `docs/images/toyfaces-*.jpg` are written under.
         effort: numbers of faces; smaller for smoke runs.
     """
     subject, effort = Subject(pack if isinstance(pack, Pack) else load_pack(pack)), effort or Effort()
