@@ -9,7 +9,7 @@ TEXT = {".py", ".md", ".toml", ".json", ".csv", ".txt", ".yml", ".yaml", ".cfg",
 # Written in pieces, so that this file does not find itself.
 FORBIDDEN = [re.compile(p) for p in (r"\.\./" + "shared", "/" + r"work/main\b", "/" + r"opt/\w", "/" + r"root\b")]
 UNFINISHED = re.compile(r"\b(TO" + r"DO|FIX" + r"ME|XX" + r"X)\b|raise NotImplemented" + "Error")
-BINARIES = {".png", ".safetensors", ".onnx", ".bin", ".npz", ".gz"}
+BINARIES = {".png", ".jpg", ".safetensors", ".onnx", ".bin", ".npz", ".gz"}
 
 
 def _texts(root: Path, tracked: list[Path]) -> list[tuple[Path, str]]:

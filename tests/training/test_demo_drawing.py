@@ -61,7 +61,7 @@ def test_identity_is_the_geometry_and_nothing_else(faces: fx.Factors) -> None:
 
 @pytest.mark.parametrize(
     ("name", "rows"),
-    [("glasses", slice(20, 48)), ("hat", slice(0, 30)), ("beard", slice(16, 64)), ("age", slice(8, 60))],
+    [("glasses", slice(20, 48)), ("hat", slice(0, 30)), ("beard", slice(32, 64)), ("age", slice(8, 60))],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_an_attribute_draws_where_it_belongs(faces: fx.Factors, name: str, rows: slice) -> None:

@@ -152,7 +152,7 @@ def _beard(s: _Sheet, g: dict[str, Tensor], face: Tensor) -> None:
     length = 0.10 * s["beard_length"]
     jaw = torch.minimum(face - 0.02, s.ellipse(0.0, 0.42, g["fw"] * 0.80, 0.34 + length))
     clear = s.ellipse(g["dx"], 0.06, g["fw"] * 0.80, 0.335)
-    beard = torch.maximum(jaw, -clear)
+    beard = torch.maximum(torch.maximum(jaw, -clear), -s.y)  # below the ears: the crown is no beard
     moustache = s.ellipse(g["dx"], g["my"] - 0.085, g["mw"] * 1.05, 0.05)
     alpha = torch.maximum(s.cover(beard), s.cover(moustache))
     s.paint((s.color("hair_rgb") * 0.72 + 0.01).clamp(0, 1), s["beard"] * alpha)
