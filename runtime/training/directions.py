@@ -77,18 +77,6 @@ def _block_slices(generator: Generator) -> list[slice]:
     return slices
 
 
-def _run_blocks(generator: Generator, s: Tensor, first: int, x: Tensor, rgb: Tensor | None, last: int) -> _Prefix:
-    """Runs blocks first .. last - 1 on styles s [N,S], starting from what enters block `first`."""
-    sizes = [layer.channels for layer in generator.style_layers]
-    parts = list(s.split(sizes, 1))
-    for index, block in enumerate(generator.blocks.values()):
-        count = len(block.layers())  # type: ignore[operator]
-        if first <= index < last:
-            x, rgb = block(x, rgb, parts[:count])
-        parts = parts[count:]
-    return _Prefix(last, x, rgb)
-
-
 class _Renderer:
     """Renders base images with single channels replaced, from the resolution of the channel upwards."""
 
@@ -108,7 +96,7 @@ class _Renderer:
     def _enter(self, index: int) -> _Prefix:
         if self._prefix is None or self._prefix.index != index:
             s = self._styles(self.slices[index].start)
-            self._prefix = _run_blocks(self.generator, s, 0, s, None, index)
+            self._prefix = _Prefix(index, *self.generator.run_blocks(s, s, None, 0, index))
         return self._prefix
 
     def __call__(self, channels: list[int], values: Tensor) -> Tensor:
@@ -128,7 +116,7 @@ class _Renderer:
     def _finish(self, prefix: _Prefix, s: Tensor, source: Tensor) -> Tensor:
         """Images [m,3,R,R] of styles s [m,S] from the prefix's base images `source` [m]."""
         x, rgb = prefix.x[source], None if prefix.rgb is None else prefix.rgb[source]
-        image = _run_blocks(self.generator, s, prefix.index, x, rgb, len(self.slices)).rgb
+        image = self.generator.run_blocks(s, x, rgb, prefix.index, len(self.slices))[1]
         assert image is not None
         return image
 

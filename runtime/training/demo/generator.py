@@ -108,15 +108,7 @@ def drawing_loss(image: Tensor, target: Tensor) -> dict[str, Tensor]:
 
 def _synthesize_at(generator: Generator, s: Tensor, size: int) -> Tensor:
     """The picture of styles s [N, S] at a lower resolution: the RGB skip of the block of that size."""
-    parts = list(s.split([layer.channels for layer in generator.style_layers], 1))
-    x, rgb = s, None
-    for name, block in generator.blocks.items():
-        count = len(block.layers())
-        x, rgb = block(x, rgb, parts[:count])
-        parts = parts[count:]
-        if name == f"b{size}":
-            break
-    return rgb
+    return generator.run_blocks(s, s, None, 0, generator.config.resolutions.index(size) + 1)[1]
 
 
 def _draw_and_compare(generator: Generator, w: Tensor, target: Tensor, half: bool, noise: Tensor) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""StyleCLIP latent mappers: w+ -> an offset in w+ (Patashnik et al. 2021, section 4).
+"""StyleCLIP latent mappers: w+ -> an offset in w+ (Patashnik et al. 2021, section 5).
 
 Three groups of layers (coarse 0:4, medium 4:8, fine 8:) have a mapper each; a group can be off. The normalisation in
 front of a mapper runs over the LAYER axis of its group, as in the published code, and pretrained weights rely on it.

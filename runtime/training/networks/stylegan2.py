@@ -243,13 +243,21 @@ class Generator(nn.Module):
 
     def synthesize(self, s: Tensor) -> Tensor:
         """s [N, S] -> image [N, 3, R, R], nominally -1..1, not clamped."""
+        return self.run_blocks(s, s, None, 0, len(self.blocks))[1]
+
+    def run_blocks(self, s: Tensor, x: Tensor, rgb: Tensor | None, first: int, last: int) -> tuple[Tensor, Tensor]:
+        """Blocks first .. last - 1 on styles s [N, S], from the features and RGB that enter block `first`.
+
+        Block 0 (4 px) reads neither x nor rgb. Returns the features [N, C, r, r] and the RGB skip [N, 3, r, r] after
+        the last block: the picture at that resolution.
+        """
         parts = list(s.split([layer.channels for layer in self.style_layers], 1))
-        x, rgb = s, None
-        for block in self.blocks.values():
+        for index, block in enumerate(self.blocks.values()):
             count = len(block.layers())
-            x, rgb = block(x, rgb, parts[:count])
+            if first <= index < last:
+                x, rgb = block(x, rgb, parts[:count])
             parts = parts[count:]
-        return rgb
+        return x, rgb
 
     def forward(self, w_plus: Tensor) -> Tensor:
         """w+ [N, L, W] -> image [N, 3, R, R]."""
