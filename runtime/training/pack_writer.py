@@ -35,12 +35,18 @@ FP16_MAX = 65504.0
 
 @dataclass(frozen=True)
 class Component:
-    """One component to write: a module, a dict of tensors, or a file; with config, licence and source."""
+    """One component to write: a module, a dict of tensors, or a file; with config, licence and source.
+
+    `exact` stores float32 as it is: imported weights must give the picture of the original to the last digit. `origin`
+    says what file an imported component came from: {"file", "sha256", "format"}.
+    """
 
     content: nn.Module | Mapping[str, Tensor] | Path
     config: Any = None
     licence: str = "Apache-2.0"
     source: str = "styleclip-rt demo train"
+    exact: bool = False
+    origin: Mapping[str, Any] | None = None
 
 
 def state_of(module: nn.Module) -> dict[str, Tensor]:
@@ -53,14 +59,17 @@ def state_of(module: nn.Module) -> dict[str, Tensor]:
     return {rename(name): tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
 
 
-def stored_form(name: str, tensor: Tensor) -> Tensor:
-    """fp16 for matrices and kernels, float32 for vectors and scalars (biases, moments); PackError if not finite."""
+def stored_form(name: str, tensor: Tensor, exact: bool = False) -> Tensor:
+    """fp16 for matrices and kernels, float32 for vectors and scalars (biases, moments) and where `exact`.
+
+    PackError if not finite.
+    """
     tensor = tensor.detach().cpu().contiguous()
     if not tensor.is_floating_point():
         return tensor
     if not torch.isfinite(tensor).all():
         raise PackError(f"tensor {name!r} holds NaN or infinity; the training that made it went wrong")
-    if tensor.ndim <= 1 or tensor.abs().max() > FP16_MAX:
+    if exact or tensor.ndim <= 1 or tensor.abs().max() > FP16_MAX:
         return tensor.float()
     return tensor.half()
 
@@ -105,7 +114,9 @@ class PackWriter:
         for name, entry in manifest["components"].items():
             path = check_file(base, name, entry)
             licence, source = str(entry.get("licence", "unknown")), str(entry.get("source", "unknown"))
-            self.components[name] = Component(path, entry.get("config", {}), licence, source)
+            self.components[name] = Component(
+                path, entry.get("config", {}), licence, source, origin=entry.get("origin")
+            )
 
     def add(
         self,
@@ -159,7 +170,8 @@ def write_component(folder: Path, name: str, part: Component) -> dict[str, Any]:
     else:
         file = f"{stem}.safetensors"
         state = state_of(part.content) if isinstance(part.content, nn.Module) else part.content
-        save_file({key: stored_form(f"{name}.{key}", tensor) for key, tensor in state.items()}, folder / file)
+        stored = {key: stored_form(f"{name}.{key}", tensor, part.exact) for key, tensor in state.items()}
+        save_file(stored, folder / file)
     path = safe_path(folder, file)
     path.chmod(0o644)  # safetensors writes 0600, which a system-wide install could not read
     return {
@@ -169,6 +181,7 @@ def write_component(folder: Path, name: str, part: Component) -> dict[str, Any]:
         "licence": part.licence,
         "source": part.source,
         "config": config_dict(part.content, part.config),
+        **({"origin": dict(part.origin)} if part.origin else {}),
     }
 
 
