@@ -1,1 +1,1 @@
-"""Importers of public checkpoints into packs. May import runtime.training, runtime and engines; nothing is unpickled."""
+"""Importers of public checkpoints into packs. May import runtime.training, runtime, engines; nothing is unpickled."""

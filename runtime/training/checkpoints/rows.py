@@ -1,4 +1,4 @@
-"""Importers as tables: rows of (pattern, target, transform) carry a source's arrays into a pack, and account for all."""
+"""Importers as tables: rows of (pattern, target, transform) carry a source's arrays into a pack, all accounted for."""
 
 from __future__ import annotations
 

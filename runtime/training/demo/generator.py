@@ -30,7 +30,7 @@ STEPS_MAPPING, STEP_WIDTH = 16_000, 0.04
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass of the synthesis training: at `size` px, in bfloat16 where `half` and where the machine has it (`_half`).
+    """One pass of the synthesis training: at `size` px, in bfloat16 where `half` and the machine has it.
 
     `sparsity` is the weight of `spread`; `style_noise` the scale of `style_noise`, which leaves the share `quiet` of a
     batch alone; `detail` the extra weight of edges and thin lines in the loss.
