@@ -117,3 +117,12 @@ def test_an_unknown_stage_is_named_with_the_valid_ones(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"unknown stage dance; expected some of: faces, judge"):
         recipe.run(tmp_path, ("dance",))
     assert not any(tmp_path.iterdir())
+
+
+def test_the_mapping_starts_as_an_affine_map_of_ramps() -> None:
+    mapping = stage.informed_start(stage.new_generator().mapping_network)
+    z = torch.from_numpy(rng_for(1, 0).standard_normal((2000, stage.CONFIG.z_dim), dtype=np.float32))
+    w = stage.w_from_codes(torch.from_numpy(fx.code(stage.factors_of_z(z))))
+    with torch.no_grad():
+        error = (mapping(z) - w).square().mean() / w.var()
+    assert error < 0.06  # what is not affine in the ramps; untrained weights give 1
