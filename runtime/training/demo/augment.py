@@ -15,16 +15,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from .loop import fast_bfloat16
+
 CLEAN, BLURRY, PIXELATED, BRIGHT, DARK = range(5)
 CONDITIONS = ("clean", "blurry", "pixelated", "bright", "dark")
 
 
 @contextlib.contextmanager
 def mixed_precision(device: torch.device) -> Iterator[None]:
-    """bfloat16 autocast where the hardware multiplies it faster (CUDA, CPUs with AVX512-BF16), else float32."""
-    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    usable = device.type == "cuda" or (probe is not None and bool(probe()))
-    with torch.autocast(device.type, torch.bfloat16, enabled=usable):
+    """bfloat16 autocast where the hardware multiplies it faster (`fast_bfloat16`), else float32."""
+    with torch.autocast(device.type, torch.bfloat16, enabled=fast_bfloat16(device)):
         yield
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..networks.stylegan2 import SQRT2, FullyConnected, Generator, GeneratorConfig, Mapping
 from . import factors as fx
 from .dataset import RenderedFaces
-from .loop import device, load_stage, rng_for, save_atomically, train
+from .loop import device, fast_bfloat16, load_stage, rng_for, save_atomically, train
 
 CONFIG = GeneratorConfig(
     resolution=64, z_dim=128, w_dim=128, mapping_layers=6, channels={4: 128, 8: 128, 16: 128, 32: 64, 64: 32}
@@ -173,17 +173,12 @@ def _s_std(generator: Generator, codes: NDArray[np.float32]) -> Tensor:
     return generator.styles(generator.broadcast(w)).std(0)
 
 
-def _half() -> bool:
-    """Whether bfloat16 saves time here: without AVX-512 a CPU emulates it, ten times slower than float32."""
-    return device().type == "cuda" or torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-
-
 def _train_pass(work: Path, generator: Generator, plan: Pass, seed: int, scale: float) -> Generator:
     faces, rotation = RenderedFaces.training(work), code_rotation().to(device())
     s_std = _s_std(generator.to(device()), faces.codes[:4000])
     code_std = torch.from_numpy(faces.codes[:4000].std(0)).to(device())
     draw = torch.compile(_draw_and_compare, disable=shutil.which("c++") is None)
-    half = plan.half and _half()
+    half = plan.half and fast_bfloat16(device())
 
     def step(i: int) -> dict[str, Tensor]:
         rng = rng_for(seed, i)
