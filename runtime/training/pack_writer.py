@@ -31,17 +31,25 @@ from .pack_format import (
 )
 
 FP16_MAX = 65504.0
+TYPE_NAMES = {
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+}
+"""The types that a pack stores, by their names in safetensors."""
 
 
 @dataclass(frozen=True)
 class Component:
-    """One component to write: a module, a dict of tensors, or a file; with config, licence and source.
+    """One component to write: a module, a dict of tensors, a file or its bytes (JSON); with config, licence and source.
 
     `exact` stores float32 as it is: imported weights must give the picture of the original to the last digit. `origin`
     says what file an imported component came from: {"file", "sha256", "format"}.
     """
 
-    content: nn.Module | Mapping[str, Tensor] | Path
+    content: nn.Module | Mapping[str, Tensor] | Path | bytes
     config: Any = None
     licence: str = "Apache-2.0"
     source: str = "styleclip-rt demo train"
@@ -49,29 +57,29 @@ class Component:
     origin: Mapping[str, Any] | None = None
 
 
-def state_of(module: nn.Module) -> dict[str, Tensor]:
+def state_of(module: nn.Module, keep_vars: bool = False) -> dict[str, Tensor]:
     """The tensors that a pack stores for a module, under their names there (CLIP: open_clip's own names).
 
-    They share storage with the module. The batch counters of batch norms are left out: nothing reads them in eval.
+    They share storage with the module; with `keep_vars` they are its very parameters and buffers. The batch counters of
+    batch norms are left out: nothing reads them in eval.
     """
-    state = (module.model if isinstance(module, Clip) else module).state_dict()
+    state = (module.model if isinstance(module, Clip) else module).state_dict(keep_vars=keep_vars)
     rename = pack_name if isinstance(module, Generator) else str
     return {rename(name): tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
 
 
-def stored_form(name: str, tensor: Tensor, exact: bool = False) -> Tensor:
+def stored_dtype(name: str, tensor: Tensor, exact: bool = False) -> torch.dtype:
     """fp16 for matrices and kernels, float32 for vectors and scalars (biases, moments) and where `exact`.
 
     PackError if not finite.
     """
-    tensor = tensor.detach().cpu().contiguous()
+    tensor = tensor.detach()
     if not tensor.is_floating_point():
-        return tensor
+        return tensor.dtype
     if not torch.isfinite(tensor).all():
         raise PackError(f"tensor {name!r} holds NaN or infinity; the training that made it went wrong")
-    if exact or tensor.ndim <= 1 or tensor.abs().max() > FP16_MAX:
-        return tensor.float()
-    return tensor.half()
+    wide = exact or tensor.ndim <= 1 or not tensor.numel() or tensor.abs().max() > FP16_MAX
+    return torch.float32 if wide else torch.float16
 
 
 def config_dict(content: object, config: Any) -> dict[str, Any]:
@@ -135,19 +143,23 @@ class PackWriter:
         """Writes everything and returns the pack's folder."""
         with atomic_directory(self.path, MANIFEST) as folder:
             entries = {name: write_component(folder, name, part) for name, part in self.components.items()}
-            manifest = {
-                "format": FORMAT,
-                "version": VERSION,
-                "name": self.name,
-                "created": dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
-                "components": entries,
-                "templates": self.templates,
-                "prompts": self.prompts,
-                "alignment": self.alignment,
-            }
-            check_manifest(manifest, folder / MANIFEST)
-            (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            self.write_manifest(folder, entries)
         return self.path
+
+    def write_manifest(self, folder: Path, entries: Mapping[str, Any]) -> None:
+        """Writes pack.json into `folder` for components that stand there already; PackError if it is malformed."""
+        manifest = {
+            "format": FORMAT,
+            "version": VERSION,
+            "name": self.name,
+            "created": dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
+            "components": dict(entries),
+            "templates": self.templates,
+            "prompts": self.prompts,
+            "alignment": self.alignment,
+        }
+        check_manifest(manifest, folder / MANIFEST)
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def __enter__(self) -> PackWriter:
         return self
@@ -159,21 +171,43 @@ class PackWriter:
             self.publish()
 
 
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], where: str, exact: bool = False) -> None:
+    """Writes tensors in their stored form, one at a time: an encoder of 1 GB needs no second GB.
+
+    The bytes are those of safetensors' own writer (widest type first, then by name). `where` names the component.
+    """
+    dtypes = {name: stored_dtype(f"{where}.{name}", tensor, exact) for name, tensor in tensors.items()}
+    order = sorted(tensors, key=lambda name: (-dtypes[name].itemsize, name))
+    header, offset = {}, 0
+    for name in order:
+        if dtypes[name] not in TYPE_NAMES:
+            raise PackError(f"tensor {where}.{name!r} has type {dtypes[name]}, which a pack does not store")
+        end = offset + tensors[name].numel() * dtypes[name].itemsize
+        entry = {"dtype": TYPE_NAMES[dtypes[name]], "shape": list(tensors[name].shape), "data_offsets": [offset, end]}
+        header[name], offset = entry, end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            stored = tensors[name].detach().cpu().to(dtypes[name]).contiguous()
+            stream.write(stored.reshape(-1).view(torch.uint8).numpy().data if stored.numel() else b"")
+
+
 def write_component(folder: Path, name: str, part: Component) -> dict[str, Any]:
     """Writes one component's file and returns its manifest entry."""
-    from safetensors.torch import save_file
-
     stem = name.replace("/", "-")
     if isinstance(part.content, Path):
         file = f"{stem}{part.content.suffix}"
         shutil.copyfile(part.content, folder / file)
+    elif isinstance(part.content, bytes):
+        file = f"{stem}.json"
+        (folder / file).write_bytes(part.content)
     else:
         file = f"{stem}.safetensors"
         state = state_of(part.content) if isinstance(part.content, nn.Module) else part.content
-        stored = {key: stored_form(f"{name}.{key}", tensor, part.exact) for key, tensor in state.items()}
-        save_file(stored, folder / file)
+        write_safetensors(folder / file, state, name, part.exact)
     path = safe_path(folder, file)
-    path.chmod(0o644)  # safetensors writes 0600, which a system-wide install could not read
     return {
         "file": file,
         "sha256": sha256_of(path),
