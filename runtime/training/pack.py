@@ -13,12 +13,13 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ...engines.errors import InputError, PackError
 from .networks.arcface import ArcFace, ArcFaceConfig
 from .networks.clip import Clip
 from .networks.e4e import E4EConfig, Encoder4Editing
-from .networks.mapper import LevelsMapper, MapperConfig
+from .networks.mapper import LatentMapper, MapperConfig, build_mapper
 from .networks.stylegan2 import Generator, GeneratorConfig
 from .pack_format import NAME, check_file, check_header, read_manifest
 from .pack_writer import PackWriter, save_pack, state_of
@@ -69,7 +70,7 @@ def generator_config(config: dict[str, Any]) -> GeneratorConfig:
 
 def load_state(module: nn.Module, tensors: dict[str, Tensor], component: str) -> None:
     """Copies `tensors` into `module`; PackError names every missing, unknown and misshapen tensor at once."""
-    expected = state_of(module)
+    expected = state_of(module, keep_vars=True)
     missing = sorted(expected.keys() - tensors.keys())
     unknown = sorted(tensors.keys() - expected.keys())
     shapes = [
@@ -81,9 +82,23 @@ def load_state(module: nn.Module, tensors: dict[str, Tensor], component: str) ->
     text = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in problems if names)
     if text:
         raise PackError(f"{component} does not fit its config. {text}")
-    with torch.no_grad():
-        for name, tensor in expected.items():  # state_of shares storage with the module
-            tensor.copy_(tensors[name])
+    for name, tensor in expected.items():
+        tensor.data = tensors[name].to(tensor.dtype)  # in place of a copy: weights stay mapped from their file
+
+
+class SkipInit(TorchFunctionMode):
+    """While it is on, weights are allocated and not drawn: `load_state` replaces every one of them anyway.
+
+    Memory that nothing touches is never resident, so that a network costs its weights once.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.randn:
+            return torch.empty(*args, **kwargs)
+        if getattr(func, "__module__", "") == "torch.nn.init" or func in (Tensor.normal_, Tensor.uniform_):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 class Pack:
@@ -133,9 +148,21 @@ class Pack:
 
     def network(self, component: str, build: Callable[[dict[str, Any]], Network]) -> Network:
         """Builds a network from its config and fills it from its file."""
-        module = build(self.config(component))
+        with SkipInit():
+            module = build(self.config(component))
         load_state(module, self.tensors(component), component)
         return module.eval().requires_grad_(False)
+
+    @cached_property
+    def layout(self) -> Generator:
+        """The generator without its weights (on torch's meta device): its config, style layers and sizes."""
+        with torch.device("meta"):
+            return Generator(generator_config(self.config("generator")))
+
+    def release(self, *components: str) -> None:
+        """Drops the loaded networks of `components` (all without arguments); the next use loads them again."""
+        for name in components or self.components:
+            self.__dict__.pop(name, None)
 
     @cached_property
     def generator(self) -> Generator:
@@ -160,7 +187,7 @@ class Pack:
     @cached_property
     def statistics(self) -> Statistics:
         """Latent moments; PackError when one is missing or does not fit the generator."""
-        tensors, sizes = self.tensors("statistics"), self.generator
+        tensors, sizes = self.tensors("statistics"), self.layout
         expected = {"w_mean": sizes.config.w_dim, "s_mean": sizes.style_channels, "s_std": sizes.style_channels}
         wrong = [name for name, size in expected.items() if name not in tensors or tensors[name].shape != (size,)]
         if wrong:
@@ -171,7 +198,7 @@ class Pack:
     def directions(self) -> Tensor:
         """Channel directions delta_i_c [S,E]; rows of toRGB channels are zero."""
         tensors = self.tensors("directions")
-        shape = (self.generator.style_channels, int(self.config("clip")["embed_dim"]))
+        shape = (self.layout.style_channels, int(self.config("clip")["embed_dim"]))
         if "delta_i_c" not in tensors or tensors["delta_i_c"].shape != shape:
             found = {name: list(t.shape) for name, t in tensors.items()}
             raise PackError(f"directions: holds {found}; expected delta_i_c {list(shape)}")
@@ -182,11 +209,11 @@ class Pack:
         """Names of the prompts with a trained mapper."""
         return tuple(name.removeprefix("mapper/") for name in self.components if name.startswith("mapper/"))
 
-    def mapper(self, name: str) -> LevelsMapper:
+    def mapper(self, name: str) -> LatentMapper:
         """The trained mapper of a prompt; InputError lists the names that exist."""
         if name not in self.mappers:
             raise InputError(f"no mapper {name!r} in pack {self.name!r}; it holds {', '.join(self.mappers) or 'none'}")
-        return self.network(f"mapper/{name}", lambda config: LevelsMapper(MapperConfig.from_dict(config)))
+        return self.network(f"mapper/{name}", lambda config: build_mapper(MapperConfig.from_dict(config)))
 
     @cached_property
     def judge(self) -> dict[str, Tensor]:

@@ -49,8 +49,8 @@ def test_few_layers_leave_the_fine_group_empty():
 def test_config_survives_json():
     config = MapperConfig(10, 8, fine=False)
     assert MapperConfig.from_dict(config.to_dict()) == config
-    with pytest.raises(PackError, match="kind is 'single'"):
-        MapperConfig.from_dict({**config.to_dict(), "kind": "single"})
+    with pytest.raises(PackError, match="kind is 'double'"):
+        MapperConfig.from_dict({**config.to_dict(), "kind": "double"})
     with pytest.raises(PackError, match="w_dim"):
         MapperConfig.from_dict({k: v for k, v in config.to_dict().items() if k != "w_dim"})
 

@@ -18,6 +18,7 @@ from torch.nn import functional
 from ....engines.errors import PackError
 
 Stages = tuple[tuple[int, int], ...]
+IR_SE50: Stages = ((64, 3), (128, 4), (256, 14), (512, 3))
 
 
 def freeze_stages(stages: Any) -> Stages:
@@ -69,8 +70,19 @@ class ArcFaceConfig:
     @classmethod
     def ir_se50(cls) -> ArcFaceConfig:
         """The published network: 256 px input, rows 35:223 and columns 32:220 kept, pooled to 112 px."""
-        stages = ((64, 3), (128, 4), (256, 14), (512, 3))
-        return cls(256, 512, 64, stages, reduction=16, crop=(35, 223, 32, 220), pool_size=112, dropout=0.6)
+        return cls(256, 512, 64, IR_SE50, reduction=16, crop=(35, 223, 32, 220), pool_size=112, dropout=0.6)
+
+
+def pool_matrix(source: int, target: int) -> Tensor:
+    """[target, source] float32: adaptive average pooling of a line as a matrix, which exports for any pair of sizes.
+
+    Row i averages the pixels floor(i * source / target) up to ceil((i + 1) * source / target).
+    """
+    matrix = torch.zeros(target, source, device="cpu")  # a constant, even while weights are built on the meta device
+    for i in range(target):
+        start, stop = i * source // target, -(-(i + 1) * source // target)
+        matrix[i, start:stop] = 1 / (stop - start)
+    return matrix
 
 
 class SqueezeExcite(nn.Module):
@@ -137,6 +149,9 @@ class Backbone(nn.Module):
 class ArcFace(nn.Module):
     """Identity network: image -> unit embedding; the crop and pooling of the published model are inside."""
 
+    pool_rows: Tensor
+    pool_columns: Tensor
+
     def __init__(self, config: ArcFaceConfig | None = None):
         super().__init__()
         self.config = config or ArcFaceConfig()
@@ -147,18 +162,25 @@ class ArcFace(nn.Module):
         self.dropout = nn.Dropout(self.config.dropout)
         self.embed = nn.Linear(features, self.config.embed_dim)
         self.embed_norm = nn.BatchNorm1d(self.config.embed_dim)
+        if self.config.pool_size is not None:
+            top, bottom, left, right = self.config.crop or (0, self.config.input_size, 0, self.config.input_size)
+            for name, side in (("pool_rows", bottom - top), ("pool_columns", right - left)):
+                self.register_buffer(name, pool_matrix(side, self.config.pool_size), persistent=False)
 
     def prepare(self, image: Tensor) -> Tensor:
-        """image [N,3,I,I] -> the crop that the backbone sees."""
+        """image [N,3,H,H] -> the crop that the backbone sees; another size is first pooled to I, as published."""
+        size = self.config.input_size
+        if image.shape[-2:] != (size, size):
+            image = functional.adaptive_avg_pool2d(image, size)
         if self.config.crop is not None:
             top, bottom, left, right = self.config.crop
             image = image[:, :, top:bottom, left:right]
         if self.config.pool_size is not None:
-            image = functional.adaptive_avg_pool2d(image, self.config.pool_size)
+            image = self.pool_rows @ image @ self.pool_columns.T
         return image
 
     def forward(self, image: Tensor) -> Tensor:
-        """image [N,3,I,I] in -1..1 at `input_size` -> unit embedding [N,D]."""
+        """image [N,3,I,I] in -1..1, I = `input_size` (others are pooled to it) -> unit embedding [N,D]."""
         x = self.dropout(self.norm(self.backbone(self.prepare(image))[-1]))
         return unit_length(self.embed_norm(self.embed(x.flatten(1))))
 

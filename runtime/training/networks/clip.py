@@ -65,10 +65,10 @@ def area_matrix(source: int, target: int) -> Tensor:
     return (overlap.clamp(min=0) / ratio).float()
 
 
-def area_resize(image: Tensor, size: int) -> Tensor:
-    """image [N,3,H,W] -> [N,3,size,size] by exact area averages, as two small matrix products A X B^T."""
+def area_resize(image: Tensor, size: int, width: int | None = None) -> Tensor:
+    """image [N,3,H,W] -> [N,3,size,width or size] by exact area averages, as two small matrix products A X B^T."""
     rows = area_matrix(image.shape[-2], size).to(image)
-    columns = area_matrix(image.shape[-1], size).to(image)
+    columns = area_matrix(image.shape[-1], width or size).to(image)
     return rows @ image @ columns.T
 
 

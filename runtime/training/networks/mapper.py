@@ -1,7 +1,9 @@
-"""StyleCLIP latent mappers: w+ -> an offset in w+ (Patashnik et al. 2021, section 5).
+"""StyleCLIP latent mappers: latents -> an offset of them (Patashnik et al. 2021, section 5).
 
-Three groups of layers (coarse 0:4, medium 4:8, fine 8:) have a mapper each; a group can be off. The normalisation in
-front of a mapper runs over the LAYER axis of its group, as in the published code, and pretrained weights rely on it.
+Three kinds. "levels": three groups of w+ layers (coarse 0:4, medium 4:8, fine 8:) have a mapper each; a group can be
+off. "single": one mapper for all of w+. "style": one mapper per layer of style space, toRGB layers on or off. The
+normalisation in front of a mapper runs over dimension 1 as in the published code, and pretrained weights rely on it:
+in w+ [N,L,W] that is the LAYER axis of the group, in style space [N,C] the channels.
 """
 
 from __future__ import annotations
@@ -18,14 +20,24 @@ from torch.nn import functional
 from ....engines.errors import PackError
 
 MAPPER_SCALE = 0.1
-"""The published step: w_hat = w + 0.1 * mapper(w). `LevelsMapper.delta` is the one place that applies it."""
+"""The published step: w_hat = w + 0.1 * mapper(w). The networks' `delta` is the one place that applies it."""
 
 GROUP_BOUNDS: dict[str, tuple[int, int | None]] = {"coarse": (0, 4), "medium": (4, 8), "fine": (8, None)}
+KINDS = ("levels", "single", "style")
+
+
+def is_torgb(index: int) -> bool:
+    """Whether entry `index` of style space is a toRGB layer; the order is conv, toRGB, then conv, conv, toRGB, ..."""
+    return index % 3 == 1
 
 
 @dataclass(frozen=True)
 class MapperConfig:
-    """Which layer groups a mapper edits, and the sizes of w+ [N, num_ws, w_dim]."""
+    """What a mapper edits, and the sizes of its latents: w+ [N, num_ws, w_dim], or style space.
+
+    coarse, medium, fine: which groups are on ("levels" only). channels: width of every entry of style space in layer
+    order, torgb: whether toRGB entries are edited too ("style" only).
+    """
 
     num_ws: int
     w_dim: int
@@ -33,6 +45,9 @@ class MapperConfig:
     medium: bool = True
     fine: bool = True
     depth: int = 4
+    kind: str = "levels"
+    channels: tuple[int, ...] = ()
+    torgb: bool = False
 
     def bounds(self) -> dict[str, tuple[int, int]]:
         """The layer range [start, stop) of every group that is on and holds at least one layer."""
@@ -43,20 +58,34 @@ class MapperConfig:
                 ranges[group] = (start, end)
         return ranges
 
+    def edited(self) -> tuple[int, ...]:
+        """Indices of the style-space entries that have a mapper."""
+        return tuple(i for i in range(len(self.channels)) if self.torgb or not is_torgb(i))
+
     def to_dict(self) -> dict[str, Any]:
         """The `config` entry of a mapper in pack.json."""
-        groups = {group: getattr(self, group) for group in GROUP_BOUNDS}
-        return {"kind": "levels", "groups": groups, "num_ws": self.num_ws, "w_dim": self.w_dim, "depth": self.depth}
+        config: dict[str, Any] = {"kind": self.kind, "num_ws": self.num_ws, "w_dim": self.w_dim, "depth": self.depth}
+        if self.kind == "levels":
+            config["groups"] = {group: getattr(self, group) for group in GROUP_BOUNDS}
+        if self.kind == "style":
+            config |= {"channels": list(self.channels), "torgb": self.torgb}
+        return config
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> MapperConfig:
         """Reads what `to_dict` wrote; raises PackError for another kind of mapper or a missing key."""
-        if config.get("kind") != "levels":
-            raise PackError(f"mapper kind is {config.get('kind')!r}; this version reads 'levels' only")
+        kind = config.get("kind")
+        if kind not in KINDS:
+            raise PackError(f"mapper kind is {kind!r}; this version reads {', '.join(KINDS)}")
         try:
-            groups = {group: bool(config["groups"][group]) for group in GROUP_BOUNDS}
-            return cls(int(config["num_ws"]), int(config["w_dim"]), depth=int(config.get("depth", 4)), **groups)
-        except (KeyError, TypeError) as error:
+            sizes = {"num_ws": int(config["num_ws"]), "w_dim": int(config["w_dim"])}
+            more: dict[str, Any] = {"depth": int(config.get("depth", 4)), "kind": kind}
+            if kind == "levels":
+                more |= {group: bool(config["groups"][group]) for group in GROUP_BOUNDS}
+            if kind == "style":
+                more |= {"channels": tuple(int(c) for c in config["channels"]), "torgb": bool(config["torgb"])}
+            return cls(**sizes, **more)
+        except (KeyError, TypeError, ValueError) as error:
             raise PackError(f"mapper config {dict(config)} lacks or misstates {error}; see the pack format") from None
 
 
@@ -83,15 +112,15 @@ def pixel_norm(x: Tensor, dim: int) -> Tensor:
 
 
 class GroupMapper(nn.Module):
-    """The mapper of one layer group: normalisation over the group's layers, then `depth` equalised layers."""
+    """The mapper of one group: normalisation over dimension 1, then `depth` equalised layers over the last one."""
 
     def __init__(self, width: int, depth: int = 4):
         super().__init__()
         self.layers = nn.ModuleList(EqualLinear(width, width, lr_mul=0.01, activate=True) for _ in range(depth))
 
     def forward(self, w: Tensor) -> Tensor:
-        """w [N, layers of the group, W] -> [N, layers of the group, W]."""
-        x = pixel_norm(w, dim=1)  # [N,l,W]; dim 1 is the layer axis on purpose
+        """w [N, layers of the group, W] or s [N, C] -> the same shape."""
+        x = pixel_norm(w, dim=1)  # [N,l,W]: dim 1 is the layer axis on purpose; [N,C]: the channels
         for layer in self.layers:
             x = layer(x)
         return x
@@ -117,3 +146,51 @@ class LevelsMapper(nn.Module):
     def delta(self, w: Tensor) -> Tensor:
         """w [N,L,W] -> delta_w [N,L,W] with the published 0.1 inside, so that the edit is w + strength * delta_w."""
         return MAPPER_SCALE * self(w)
+
+
+class SingleMapper(nn.Module):
+    """StyleCLIP's SingleMapper: one `GroupMapper` for all layers; its normalisation spans all of them."""
+
+    def __init__(self, config: MapperConfig):
+        super().__init__()
+        self.config = config
+        self.mapper = GroupMapper(config.w_dim, config.depth)
+
+    def forward(self, w: Tensor) -> Tensor:
+        """w [N,L,W] -> the raw offset [N,L,W]."""
+        return self.mapper(w)
+
+    def delta(self, w: Tensor) -> Tensor:
+        """w [N,L,W] -> delta_w [N,L,W], the 0.1 inside."""
+        return MAPPER_SCALE * self(w)
+
+
+class StyleSpaceMapper(nn.Module):
+    """StyleCLIP's FullStyleSpaceMapper and WithoutToRGBStyleSpaceMapper: a `GroupMapper` per entry of style space.
+
+    Entries without a mapper (toRGB ones of the second) get zeros. s is packed: all entries side by side in layer order.
+    """
+
+    def __init__(self, config: MapperConfig):
+        super().__init__()
+        self.config = config
+        self.entries = nn.ModuleDict({str(i): GroupMapper(config.channels[i], config.depth) for i in config.edited()})
+
+    def forward(self, s: Tensor) -> Tensor:
+        """s [N,S] -> the raw offset [N,S]."""
+        parts = []
+        for i, entry in enumerate(s.split(list(self.config.channels), dim=1)):  # [N,C] each
+            parts.append(self.entries[str(i)](entry) if str(i) in self.entries else torch.zeros_like(entry))
+        return torch.cat(parts, dim=1)
+
+    def delta(self, s: Tensor) -> Tensor:
+        """s [N,S] -> delta_s [N,S], the 0.1 inside, so that the edit is s + strength * delta_s."""
+        return MAPPER_SCALE * self(s)
+
+
+LatentMapper = LevelsMapper | SingleMapper | StyleSpaceMapper
+
+
+def build_mapper(config: MapperConfig) -> LatentMapper:
+    """The network of `config.kind`."""
+    return {"levels": LevelsMapper, "single": SingleMapper, "style": StyleSpaceMapper}[config.kind](config)
