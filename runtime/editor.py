@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, TypeVar
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,50 +15,20 @@ from PIL import Image
 from ..engines.bundle import Bundle, open_bundle
 from ..engines.errors import BundleError, InputError
 from . import edits, images, store
+from .align import read_alignment
+from .align_frame import Frame, Framing, settle
+from .align_landmarks import Finder, Landmarks
+from .align_models import open_finder
 from .model import Model, read_model
-from .prompts import TextEncoder, cache_folder, mapper_graph
+from .paste import paste_crop, paste_difference, paste_mode
+from .prompts import STYLE_MAPPER, TextEncoder, cache_folder, mapper_graph
+from .results import Clock, EditResult
 from .steps import Beta, Step, plan
 
 if TYPE_CHECKING:
     from types import TracebackType
 
 F32 = NDArray[np.float32]
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class EditResult:
-    """An edit and how it came about.
-
-    image: RGB, R x R pixels. w: the photo's latents [1, L, W]. delta_s: the direction in style space, before alpha: [S]
-    for one prompt, [P, S] for P of them. channels: indices of the style channels that move. timings: milliseconds by
-    stage (the first run of a graph includes loading it). identity: cosine of the identity embeddings of photo and edit,
-    None unless asked for. notes: what the user should know. Of several prompts, prompt, alpha and beta are tuples.
-    """
-
-    image: Image.Image
-    w: F32
-    delta_s: F32
-    channels: NDArray[np.int64]
-    steps: tuple[Step, ...]
-    timings: dict[str, float]
-    identity: float | None = None
-    notes: tuple[str, ...] = ()
-
-    @property
-    def prompt(self) -> str | tuple[str, ...]:
-        """The target text."""
-        return _only(tuple(step.prompt.target for step in self.steps))
-
-    @property
-    def alpha(self) -> float | tuple[float, ...]:
-        """The strength that was used."""
-        return _only(tuple(step.alpha for step in self.steps))
-
-    @property
-    def beta(self) -> float | tuple[float | None, ...] | None:
-        """The threshold that was used ("auto" resolved); None for a mapper."""
-        return _only(tuple(None if step.beta is None else float(step.beta) for step in self.steps))
 
 
 class Editor:
@@ -70,6 +40,7 @@ class Editor:
         self.origin = origin
         cache = cache_folder(store.home(), origin.path / store.MANIFEST) if origin else None
         self.text = TextEncoder(bundle, self.model, cache)
+        self.alignment = read_alignment(bundle.manifest, self.model.invert_size or self.model.resolution)
 
     @classmethod
     def open(
@@ -91,6 +62,11 @@ class Editor:
         neutral: str | Sequence[str | None] | None = None,
         method: str = "global",
         identity: bool = False,
+        *,
+        landmarks: Landmarks | None = None,
+        face: int | None = None,
+        align: bool | None = None,
+        paste: bool | str = False,
     ) -> EditResult:
         """Edit a photo towards a text.
 
@@ -98,17 +74,27 @@ class Editor:
         combines several in one edit; None: the bundle's default. alpha: strength, 0 returns the inverted photo.
         beta: threshold on a channel's relevance in 0..1, higher moves fewer channels, or "auto". neutral: the text that
         the prompt is compared with. method: "global" (directions) or "mapper" (alpha is its strength). None: the values
-        recommended for the prompt. Raises ImageError, InputError, BundleError, EngineError.
+        recommended for the prompt. landmarks, face, align: where the face is, see `framing`. paste: True also gives the
+        whole photo with the edit in it, "difference" by adding what changed. Raises ImageError, InputError,
+        BundleError, EngineError, MissingDependency.
         """
         clock = Clock()
-        steps = plan(self.model, prompt, alpha, beta, neutral, method)
-        photo = self.photo(image)  # RGB, I x I
+        steps, mode = plan(self.model, prompt, alpha, beta, neutral, method), paste_mode(paste)
+        framing = self.framing(landmarks, face, align)
+        photo = self._decode(image, framing, whole=mode is not None)
         clock.lap("decode")
-        w = self.invert(photo)  # [1, L, W]
+        frame = framing.frame(photo)  # its crop is RGB, I x I
+        if framing.landmarks is not None:
+            clock.lap("align")
+        w = self.invert(frame.crop)  # [1, L, W]
         clock.lap("invert")
         result = (self._map if method == "mapper" else self._direct)(w, steps, clock)
+        result = replace(result, frame=frame, notes=(*frame.notes, *result.notes))
+        if mode:
+            result = replace(result, pasted=self._paste(result, frame, mode))
+            clock.lap("paste")
         if identity:
-            result = replace(result, identity=self.identity(photo, result.image))
+            result = replace(result, identity=self.identity(frame.crop, result.image))
             clock.lap("identify")
         clock.total()
         return result
@@ -150,29 +136,53 @@ class Editor:
         return self._result(w, image_u8, delta_s, steps, clock, self._notes(steps))
 
     def _map(self, w: F32, steps: tuple[Step, ...], clock: Clock) -> EditResult:
-        """Latent mappers (paper, section 5): w' = w + sum of strength * mapper(w)."""
+        """Latent mappers (paper, section 5): w' = w + sum of strength * mapper(w); those of style space move s."""
         graphs = [mapper_graph(self.model, step.prompt) for step in steps]
-        delta_w = [self.bundle.run(graph, w=w)["delta_w"] for graph in graphs]  # [1, L, W] each
         s = self.styles(w)
-        delta_s = np.concatenate([self.styles(w + delta) - s for delta in delta_w])  # [P, S]
+        deltas = [self.map_latents(graph, w, s) for graph in graphs]  # in w [1, L, W] or in s [1, S]
+        delta_s = np.concatenate([d if d.ndim == 2 else self.styles(w + d) - s for d in deltas])  # [P, S]
         clock.lap("mapper")
-        if len(steps) == 1 and f"edit_{graphs[0]}" in self.bundle.graphs:
+        fused = "edit_" + graphs[0].removeprefix("style_")
+        if len(steps) == 1 and fused in self.bundle.graphs:
             strength = np.array([steps[0].alpha], dtype=np.float32)
-            image_u8 = self.bundle.run(f"edit_{graphs[0]}", w=w, strength=strength)["image_u8"]
+            image_u8 = self.bundle.run(fused, w=w, strength=strength)["image_u8"]
         else:
-            moved = sum(np.float32(step.alpha) * delta for step, delta in zip(steps, delta_w, strict=True))
-            image_u8 = self.synthesize(self.styles(w + moved))
+            image_u8 = self.synthesize(self.moved_styles(w, deltas, [step.alpha for step in steps]))
         clock.lap("synthesize")
         return self._result(w, image_u8, delta_s, steps, clock, ())
 
     # The stages ------------------------------------------------------------------------------------------------------
 
-    def photo(self, image: images.ImageSource) -> Image.Image:
-        """Decode and crop as the model expects: the centred square, I x I pixels, RGB."""
+    def framing(
+        self, landmarks: Landmarks | None = None, face: int | None = None, align: bool | None = None
+    ) -> Framing:
+        """How photos become the model's picture: a face of them aligned, or their centred square, I x I pixels.
+
+        landmarks: [68, 2] or [F, 68, 2] in pixels of the upright photo, a file of them, or a function that finds them
+        (`align_models.open_finder`). face: which of several, 1 for the leftmost. align: None does what the bundle asks
+        for; False takes the photo as an aligned crop. Raises InputError where a face has to be aligned and nothing says
+        where it is, BundleError without an inverter.
+        """
         size = self.model.invert_size
         if size is None:
             raise BundleError(f"the bundle {self.model.name} has no inverter; edit latents, or export with an inverter")
-        return images.centre_square(images.read_image(image, shrink_to=size), size)
+        return settle(self.alignment, size, landmarks, face, align, lambda: self.finder)
+
+    @cached_property
+    def finder(self) -> Finder | None:
+        """The landmark model that the environment names, or None."""
+        return open_finder()
+
+    def photo(self, image: images.ImageSource, framing: Framing | None = None) -> Image.Image:
+        """Decode a photo and frame it as the model expects: RGB, I x I pixels."""
+        framing = framing or self.framing()
+        return framing.frame(self._decode(image, framing)).crop
+
+    @staticmethod
+    def _decode(image: images.ImageSource, framing: Framing, whole: bool = False) -> Image.Image:
+        """RGB, upright; at its own resolution where landmarks refer to it or it will be pasted into."""
+        reduced = framing.landmarks is None and not whole
+        return images.read_image(image, shrink_to=framing.size if reduced else None)
 
     def invert(self, photo: Image.Image) -> F32:
         """Latents w [1, L, W] of a photo that `photo` has prepared."""
@@ -191,6 +201,18 @@ class Editor:
     def styles(self, w: F32) -> F32:
         """Style vectors s [N, S] of latents w [N, L, W]."""
         return self.bundle.run("style", w=w)["s"]
+
+    def map_latents(self, graph: str, w: F32, s: F32) -> F32:
+        """What a mapper adds: delta_w [1, L, W], or delta_s [1, S] of a mapper of style space (`style_mapper/...`)."""
+        if graph.startswith(STYLE_MAPPER):
+            return self.bundle.run(graph, s=s)["delta_s"]
+        return self.bundle.run(graph, w=w)["delta_w"]
+
+    def moved_styles(self, w: F32, deltas: Sequence[F32], strengths: Sequence[float]) -> F32:
+        """Style vectors [N, S] after strength * delta of each mapper: those in w first, then those in s."""
+        scaled = [np.float32(strength) * delta for strength, delta in zip(strengths, deltas, strict=True)]
+        s = self.styles(w + sum(d for d in scaled if d.ndim == 3))
+        return s + sum(d for d in scaled if d.ndim == 2)
 
     def synthesize(self, s: F32) -> NDArray[np.uint8]:
         """Pictures [N, R, R, 3] uint8 of style vectors s [N, S]."""
@@ -237,17 +259,18 @@ class Editor:
     ) -> None:
         self.close()
 
+    def _paste(self, result: EditResult, frame: Frame, mode: str) -> Image.Image:
+        """The whole photo with the edited face in it."""
+        if mode == "crop":
+            return paste_crop(frame.photo, result.image, frame.quad)
+        inverted = images.image_from_u8(self.synthesize(self.styles(result.w))[0])
+        return paste_difference(frame.photo, result.image, inverted, frame.quad)
+
     def _notes(self, steps: tuple[Step, ...]) -> tuple[str, ...]:
         texts = dict.fromkeys(t for step in steps for t in (step.prompt.target, step.prompt.neutral))
         words = list(dict.fromkeys(word for text in texts for word in self.text.embed(text).unknown))
-        notes = (
-            [f"the bundle's CLIP does not know {', '.join(map(repr, words))}: expect a weak or random edit"]
-            if words
-            else []
-        )
-        if self.model.alignment not in ("none", ""):
-            notes.append(f"the bundle expects {self.model.alignment}-aligned crops; the photo was cropped, not aligned")
-        return tuple(notes)
+        unknown = ", ".join(map(repr, words))
+        return (f"the bundle's CLIP does not know {unknown}: expect a weak or random edit",) if words else ()
 
     @staticmethod
     def _result(
@@ -266,25 +289,6 @@ class Editor:
         )
 
 
-@dataclass
-class Clock:
-    """Wall time by stage, in milliseconds."""
-
-    laps_ms: dict[str, float] = field(default_factory=dict)
-    _start: float = field(default_factory=time.perf_counter)
-    _last: float = field(default_factory=time.perf_counter)
-
-    def lap(self, stage: str) -> None:
-        """Book the time since the last lap on `stage`."""
-        now = time.perf_counter()
-        self.laps_ms[stage] = round(1e3 * (now - self._last), 3)
-        self._last = now
-
-    def total(self) -> None:
-        """Book the time since the start on "total"."""
-        self.laps_ms["total"] = round(1e3 * (time.perf_counter() - self._start), 3)
-
-
 def _settled(step: Step, relevance: F32) -> Step:
     return replace(step, beta=edits.suggested_beta(relevance)) if step.beta == "auto" else step
 
@@ -295,8 +299,3 @@ def _too_high(step: Step, relevance: F32) -> str:
         f"beta {step.beta:g} leaves no channel for {step.prompt.target!r}: the largest relevance is {largest:.3g}. "
         f"Use beta {edits.suggested_beta(relevance):g}, or auto"
     )
-
-
-def _only(values: tuple[T, ...]) -> T | tuple[T, ...]:
-    """The value itself where there is but one."""
-    return values[0] if len(values) == 1 else values

@@ -97,7 +97,9 @@ def psnr_db(a: Image.Image, b: Image.Image) -> float:
 def write_image(image: Image.Image, path: str | os.PathLike[str]) -> Path:
     """Write a picture atomically in the format of the suffix; InputError for a suffix that is not in WRITE_FORMATS."""
     file_format = write_format(path)
-    options = {"quality": 95} if file_format in ("JPEG", "WEBP") else {}
+    options: dict[str, object] = {"quality": 95} if file_format in ("JPEG", "WEBP") else {}
+    if image.info.get("icc_profile"):
+        options["icc_profile"] = image.info["icc_profile"]
     return write_atomically(path, lambda file: image.save(file, file_format, **options))
 
 

@@ -159,9 +159,14 @@ def test_plan_broadcasts_one_value(editor):
     assert [(s.alpha, s.beta) for s in steps] == [(2, 0.06), (2, "auto")]
 
 
-def test_an_aligned_bundle_is_noted(make_bundle, opened, photo):
-    folder = make_bundle("aligned", alignment={"kind": "ffhq"})
-    assert "ffhq" in Editor.open(folder).edit(photo, "glasses").notes[0]
+def test_an_aligned_bundle_wants_to_know_where_the_face_is(make_bundle, opened, photo, monkeypatch):
+    monkeypatch.delenv("STYLECLIP_RT_LANDMARKS", raising=False)
+    aligned = Editor.open(make_bundle("aligned", alignment={"kind": "ffhq"}))
+    with pytest.raises(InputError, match="--landmarks FILE.*--landmark-model FILE.*--no-align"):
+        aligned.edit(photo, "glasses")
+    result = aligned.edit(photo, "glasses", align=False)
+    np.testing.assert_array_equal(np.asarray(result.frame.crop), np.asarray(photo))
+    assert result.notes == ()
 
 
 def test_a_bundle_without_clip_or_inverter_says_so(make_bundle, opened, photo):

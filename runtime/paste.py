@@ -1,0 +1,135 @@
+"""An edited crop back into the whole photograph, its seam blended.
+
+The crop is warped by the inverse of its framing, at the photo's own resolution, and laid over the photo through a mask
+that falls to 0 at the crop's border. Where the mask is 0 the photo's pixels stay as they are, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..engines.errors import InputError
+from .align import F64
+
+MODES = ("crop", "difference")
+FEATHER = 0.12  # width of the seam, in sides of the crop
+BAND_PIXELS = 1_000_000  # the photo is worked on in bands of about this many pixels, which bounds the memory
+
+
+def paste_mode(paste: bool | str) -> str | None:
+    """The mode that the argument `paste` asks for, None for False; True is "crop". Raises InputError."""
+    mode = ("crop" if paste else None) if isinstance(paste, bool) else paste
+    if mode is not None and mode not in MODES:
+        raise InputError(f"paste is {paste!r}; expected True, False, {' or '.join(map(repr, MODES))}")
+    return mode
+
+
+def paste_crop(photo: Image.Image, edited: Image.Image, quad: F64, feather: float = FEATHER) -> Image.Image:
+    """The photo with the crop `edited` in the square `quad` of it; the photo itself is not changed.
+
+    photo: RGB. edited: RGB, square. quad: [4, 2] corners as in `align_frame.Frame`.
+    """
+    out = _copy(photo)
+    edited = _no_larger(edited, quad)
+    for box in _bands(photo.size, quad):
+        mask = Image.fromarray(np.rint(255 * seam_mask(photo.size, quad, box, feather)).astype(np.uint8))
+        out.paste(_warped(edited, quad, box), box[:2], mask)
+    return out
+
+
+def paste_difference(
+    photo: Image.Image, edited: Image.Image, inverted: Image.Image, quad: F64, feather: float = FEATHER
+) -> Image.Image:
+    """The photo plus what the edit changed: edited - inverted, both crops of one size, in the square `quad`.
+
+    Keeps what the inverter loses (texture, background) and shows twice what the edit moves.
+    """
+    out = _copy(photo)
+    edited, inverted = _no_larger(edited, quad), _no_larger(inverted, quad)
+    for box in _bands(photo.size, quad):
+        mask = seam_mask(photo.size, quad, box, feather)[..., None]
+        change = _array(_warped(edited, quad, box)) - _array(_warped(inverted, quad, box))
+        pixels = np.rint(_array(out.crop(box)) + mask * change)
+        out.paste(Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)), box[:2])
+    return out
+
+
+def seam_mask(
+    size: tuple[int, int], quad: F64, box: tuple[int, int, int, int], feather: float = FEATHER
+) -> NDArray[np.float32]:
+    """The mask [H, W] in 0..1 of the part `box` of a photo of `size` pixels: 0 outside the square, 1 well inside.
+
+    A side of the square that lies wholly outside the photo, or on its border, is no seam and is not blended.
+    """
+    u, v = _in_square(quad, box)
+    distances = (u, 1 - v, 1 - u, v)  # to the sides left, bottom, right, top
+    mask = np.where((u >= 0) & (u <= 1) & (v >= 0) & (v <= 1), np.float32(1), np.float32(0))
+    for i, distance in enumerate(distances):
+        if _meets(quad[i], quad[(i + 1) % 4], size):
+            rise = np.clip(distance / feather, 0, 1)
+            mask = np.minimum(mask, rise * rise * (3 - 2 * rise))
+    return mask.astype(np.float32)
+
+
+def _in_square(quad: F64, box: tuple[int, int, int, int]) -> tuple[F64, F64]:
+    """Coordinates of pixel centres along the top and the left side of the square, 0..1 within it; each [H, W]."""
+    origin, across, down = quad[0], quad[3] - quad[0], quad[1] - quad[0]
+    x = np.arange(box[0], box[2])[None, :] + 0.5 - origin[0]
+    y = np.arange(box[1], box[3])[:, None] + 0.5 - origin[1]
+    u, v = ((x * axis[0] + y * axis[1]) / float(axis @ axis) for axis in (across, down))
+    return u, v
+
+
+def _warped(crop: Image.Image, quad: F64, box: tuple[int, int, int, int]) -> Image.Image:
+    """The crop as it lies in the part `box` of the photo."""
+    rows = []
+    for axis, length in ((quad[3] - quad[0], crop.width), (quad[1] - quad[0], crop.height)):
+        step = axis * (length / float(axis @ axis))
+        rows += [*step, float(step @ (np.array(box[:2]) - quad[0]))]
+    size = (box[2] - box[0], box[3] - box[1])
+    return crop.transform(size, Image.Transform.AFFINE, tuple(map(float, rows)), Image.Resampling.BICUBIC)
+
+
+def _no_larger(crop: Image.Image, quad: F64) -> Image.Image:
+    """The crop reduced to the size that it has in the photo; the warp interpolates and would alias."""
+    side = max(1, round(float(np.hypot(*(quad[3] - quad[0])))))
+    return crop.resize((side, side), Image.Resampling.LANCZOS) if side < crop.width else crop
+
+
+def _bands(size: tuple[int, int], quad: F64) -> Iterator[tuple[int, int, int, int]]:
+    """Boxes that cover the part of the photo under the square."""
+    left, top = (int(n) for n in np.maximum(np.floor(quad.min(axis=0)), 0))
+    right, bottom = (int(n) for n in np.minimum(np.ceil(quad.max(axis=0)), size))
+    rows = max(1, BAND_PIXELS // max(1, right - left))
+    for start in range(top, bottom, rows):
+        if right > left:
+            yield left, start, right, min(start + rows, bottom)
+
+
+def _meets(a: F64, b: F64, size: tuple[int, int]) -> bool:
+    """Whether the line from a to b runs through the photo's inside, half a pixel from its border."""
+    low, high, direction = 0.0, 1.0, b - a
+    for start, step, end in zip(a, direction, size, strict=True):
+        if abs(step) < 1e-9:
+            if not 0.5 < start < end - 0.5:
+                return False
+            continue
+        t = sorted(((0.5 - start) / step, (end - 0.5 - start) / step))
+        low, high = max(low, t[0]), min(high, t[1])
+    return low < high
+
+
+def _copy(photo: Image.Image) -> Image.Image:
+    """A copy with the photo's RGB colour profile, without which its colours would change, and no other metadata."""
+    out = photo.copy()
+    profile = photo.info.get("icc_profile")
+    out.info = {"icc_profile": profile} if isinstance(profile, bytes) and profile[16:20] == b"RGB " else {}
+    return out
+
+
+def _array(image: Image.Image) -> NDArray[np.float32]:
+    return np.asarray(image, dtype=np.float32)
