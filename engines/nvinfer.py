@@ -1,7 +1,7 @@
 """The TensorRT library, whichever of its packages is installed. The only module that imports it, when it is wanted.
 
-`tensorrt` (10 and 11) and `tensorrt_rtx` have one Python API for what is used here, so everything else takes the module as
-an argument named `trt`, and tests can build with the one that needs no driver.
+`tensorrt` (10 and 11) and `tensorrt_rtx` have one Python API for what is used here, so everything else takes the module
+as an argument named `trt`, and tests can build with the one that needs no driver.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def journal(trt: Any) -> Any:
     """The one logger of a library in this process; it prints nothing.
 
     `take()` gives the last warnings and errors and forgets them. TensorRT wants one logger for as long as anything of
-    it lives, so this one is never dropped. It also stands in for an `IErrorRecorder`, whose use from Python ends the process
-    when a builder that failed or parsed is freed (seen with TensorRT-RTX 1.7.1), and which says nothing that is not here.
+    it lives, so this one is never dropped. It also stands in for an `IErrorRecorder`: one set from Python ends the
+    process when its builder is freed after a parse (seen with TensorRT-RTX 1.7.1), and says nothing that is not here.
     """
 
     class Journal(trt.ILogger):  # type: ignore[misc]  # the library has no types
