@@ -20,13 +20,15 @@ from .align_frame import Frame, Framing, settle
 from .align_landmarks import Finder, Landmarks
 from .align_models import open_finder
 from .model import Model, read_model
-from .paste import paste_crop, paste_difference, paste_mode
+from .paste import change_mask, paste_crop, paste_mode
 from .prompts import STYLE_MAPPER, TextEncoder, cache_folder, mapper_graph
 from .results import Clock, EditResult
 from .steps import Beta, Step, plan
 
 if TYPE_CHECKING:
     from types import TracebackType
+
+    from .slider import Slider
 
 F32 = NDArray[np.float32]
 
@@ -75,7 +77,7 @@ class Editor:
         beta: threshold on a channel's relevance in 0..1, higher moves fewer channels, or "auto". neutral: the text that
         the prompt is compared with. method: "global" (directions) or "mapper" (alpha is its strength). None: the values
         recommended for the prompt. landmarks, face, align: where the face is, see `framing`. paste: True also gives the
-        whole photo with the edit in it, "difference" by adding what changed. Raises ImageError, InputError,
+        whole photo with what the edit changed in it, "crop" with the whole crop. Raises ImageError, InputError,
         BundleError, EngineError, MissingDependency.
         """
         clock = Clock()
@@ -117,6 +119,29 @@ class Editor:
         result = (self._map if method == "mapper" else self._direct)(w, steps, clock)
         clock.total()
         return result
+
+    def slider(
+        self,
+        image: images.ImageSource | F32,
+        prompt: str | None = None,
+        beta: Beta | None = None,
+        neutral: str | None = None,
+        method: str = "global",
+        negligible: float = 0.0,
+    ) -> Slider:
+        """An edit whose strength is open: `.at(alpha)` for each step of a slider, `.grid(alphas)` for several at once.
+
+        image: a photo as for `edit`, or latents w [1, L, W] float32. What lies below the first layer that the prompt
+        moves is computed once (the bundle must have been exported with sliders). negligible: share of the direction's
+        squared length that may be left out to start higher; 0 leaves nothing out.
+        """
+        from .slider import make_slider
+
+        latents = isinstance(image, np.ndarray) and image.dtype.kind == "f"
+        w = self.checked_w(image) if latents else self.invert(self.photo(image))  # type: ignore[arg-type]
+        if len(w) != 1:
+            raise InputError(f"latents of {len(w)} faces; expected one, w[i:i + 1]")
+        return make_slider(self, w, prompt, beta, neutral, method, negligible)
 
     # The two methods -------------------------------------------------------------------------------------------------
 
@@ -218,6 +243,12 @@ class Editor:
         """Pictures [N, R, R, 3] uint8 of style vectors s [N, S]."""
         return self.bundle.run("synthesize_u8", s=s)["image_u8"]  # type: ignore[return-value]
 
+    def preview(self, s: F32) -> NDArray[np.uint8]:
+        """Smaller, rougher pictures [N, r, r, 3] uint8 of style vectors s [N, S], at the bundle's preview size r."""
+        from .slider import PREVIEW, preview_size
+
+        return self.bundle.run(f"{PREVIEW}{preview_size(self)}", s=s)["image_u8"]  # type: ignore[return-value]
+
     def directions(self, steps: tuple[Step, ...], delta_t: F32) -> tuple[tuple[Step, ...], F32]:
         """Directions delta_s [P, S] of P steps; "auto" thresholds resolved. InputError where beta leaves no channel."""
         asked = [0.0 if step.beta == "auto" else step.beta for step in steps]
@@ -261,10 +292,11 @@ class Editor:
 
     def _paste(self, result: EditResult, frame: Frame, mode: str) -> Image.Image:
         """The whole photo with the edited face in it."""
-        if mode == "crop":
-            return paste_crop(frame.photo, result.image, frame.quad)
-        inverted = images.image_from_u8(self.synthesize(self.styles(result.w))[0])
-        return paste_difference(frame.photo, result.image, inverted, frame.quad)
+        mask = None
+        if mode == "changed":
+            inverted = images.image_from_u8(self.synthesize(self.styles(result.w))[0])
+            mask = change_mask(result.image, inverted)
+        return paste_crop(frame.photo, result.image, frame.quad, mask)
 
     def _notes(self, steps: tuple[Step, ...]) -> tuple[str, ...]:
         texts = dict.fromkeys(t for step in steps for t in (step.prompt.target, step.prompt.neutral))
