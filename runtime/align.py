@@ -74,8 +74,8 @@ def face_square(landmarks: F64) -> Square:
     """The square of a face from its landmarks [68, 2].
 
     Its x axis is the vector between the eyes minus the vector from eyes to mouth turned by 90 degrees; its half side is
-    2.0 times the distance of the eyes or 1.8 times the distance from eyes to mouth, whichever is longer; its centre is a
-    tenth of the way from the eyes to the mouth. Raises InputError for points that make no face.
+    2.0 times the distance of the eyes or 1.8 times the distance from eyes to mouth, whichever is longer; its centre is
+    a tenth of the way from the eyes to the mouth. Raises InputError for points that make no face.
     """
     eye_left, eye_right = landmarks[36:42].mean(axis=0), landmarks[42:48].mean(axis=0)
     eyes = (eye_left + eye_right) * 0.5

@@ -10,9 +10,11 @@ import click
 from ..engines.errors import InputError
 from .cli_common import Values, bundle_options, complete_prompt, json_option, open_editor, print_json
 from .cli_order import ORDER, OrderedCommand, paired
+from .cli_photo import frame_record, framing_of, is_asked, photo_options, photo_settings, take_photo_options
 from .store import input_path
 
 if TYPE_CHECKING:
+    from .align_frame import Frame
     from .editor import Editor, EditResult
     from .grids import Grid
 
@@ -21,6 +23,7 @@ Examples:
   styleclip-rt edit portrait.jpg --prompt "purple hair" --alpha 3 --beta 0.12 --out purple.png
   styleclip-rt edit portrait.jpg --prompt "purple hair" --alpha 3 --prompt glasses --alpha 2
   styleclip-rt edit portrait.jpg --prompt bob-cut --alpha -3..6 --beta 0.1,0.2,0.3 --grid
+  styleclip-rt edit group.jpg --prompt glasses --landmarks points.json --face 2 --paste --out group-glasses.png
 """
 
 
@@ -56,6 +59,9 @@ Examples:
 @click.option("--method", type=click.Choice(["global", "mapper"]), default="global", show_default=True)
 @click.option("--out", metavar="FILE", help="Output picture. Default: IMG-PROMPT.png in this folder.")
 @click.option("--grid", is_flag=True, help="Write a labelled sheet: alpha x beta, or prompts x alpha.")
+@click.option("--paste", is_flag=True, help="Write the whole photo, with what the edit changed pasted into it.")
+@click.option("--paste-crop", is_flag=True, help="The same with the whole crop pasted, its border blended.")
+@photo_options
 @bundle_options
 @json_option
 @click.pass_context
@@ -67,7 +73,12 @@ def edit(ctx: click.Context, /, image: str, out: str | None, grid: bool, as_json
     """
     request = {name: options.pop(name) for name in ("prompts", "alphas", "betas", "neutrals", "method")}
     request["order"] = ctx.meta.get(ORDER, [])
+    request["photo"] = take_photo_options(options)
+    paste, paste_crop = options.pop("paste"), options.pop("paste_crop")
+    request["paste"] = "crop" if paste_crop else "changed" if paste else False
     sheet = grid or any(len(values) > 1 for name in ("alphas", "betas") for values in request[name])
+    if sheet and request["paste"]:
+        raise InputError("a sheet shows crops; --paste goes with one --alpha and one --beta")
     with open_editor(**options) as editor:
         target = _output(editor, image, out, request["prompts"], sheet)
         image = input_path(image)
@@ -90,11 +101,13 @@ def _single(editor: Editor, image: str, out: Path, request: dict[str, Any], with
         "method": request["method"],
     }
     if is_latents(image):
+        _check_latents_options(image, request)
         result = editor.edit_latents(load_latents(image, editor), **settings)
     else:
-        result = editor.edit(image, identity=with_identity, **settings)
-    write_image(result.image, out)
-    return _record(editor, result, out, request["method"])
+        place = {"paste": request["paste"], **photo_settings(request["photo"])}
+        result = editor.edit(image, identity=with_identity, **settings, **place)
+    write_image(result.pasted or result.image, out)
+    return _record(editor, result, out, request)
 
 
 def _sheet(editor: Editor, image: str, out: Path, request: dict[str, Any], _: bool) -> dict[str, Any]:
@@ -108,14 +121,26 @@ def _sheet(editor: Editor, image: str, out: Path, request: dict[str, Any], _: bo
         raise InputError("a sheet takes one --alpha, a value or a range such as -3..6, for all its rows")
     alphas = request["alphas"][0] if request["alphas"] else DEFAULT_ALPHAS
     betas = [beta for values in request["betas"] for beta in values]
-    w = load_latents(image, editor) if is_latents(image) else editor.invert(editor.photo(image))
+    frame = None
+    if is_latents(image):
+        _check_latents_options(image, request)
+        w = load_latents(image, editor)
+    else:
+        frame = editor.frame(image, framing_of(editor, request["photo"]))
+        w = editor.invert(frame.crop)
     neutrals = _serving(request["neutrals"])
     if request["method"] == "global" and len(prompts) <= 1 and not isinstance(neutrals, list):
         grid = beta_grid(editor, w, prompts[0] if prompts else None, alphas, betas or None, neutrals)
     else:
         grid = prompt_grid(editor, w, prompts or None, alphas, _serving(betas), neutrals, request["method"])
     write_image(grid.image, out)
-    return _grid_record(editor, grid, out, request["method"])
+    return _grid_record(editor, grid, out, request["method"]) | _placed(frame)
+
+
+def _check_latents_options(image: str, request: dict[str, Any]) -> None:
+    """InputError for options about a photo where the input is a latents file."""
+    if request["paste"] or is_asked(request["photo"]):
+        raise InputError(f"{image} holds latents; --paste, --landmarks, --face and --no-align go with a photo")
 
 
 def _listed(editor: Editor, prompts: tuple[str, ...]) -> list[str]:
@@ -148,7 +173,7 @@ def _output(editor: Editor, image: str, out: str | None, prompts: tuple[str, ...
     return target
 
 
-def _record(editor: Editor, result: EditResult, out: Path, method: str) -> dict[str, Any]:
+def _record(editor: Editor, result: EditResult, out: Path, request: dict[str, Any]) -> dict[str, Any]:
     """The JSON of a single edit."""
     prompts = [
         {
@@ -162,9 +187,12 @@ def _record(editor: Editor, result: EditResult, out: Path, method: str) -> dict[
     ]
     return {
         "out": str(out),
-        "method": method,
+        "method": request["method"],
         "prompts": prompts,
         "channels": len(result.channels),
+        "size": list((result.pasted or result.image).size),
+        "paste": request["paste"] or None,
+        **frame_record(result.frame),
         "identity": None if result.identity is None else round(result.identity, 4),
         "bundle": _bundle(editor),
         "timings_ms": result.timings,
@@ -187,6 +215,11 @@ def _grid_record(editor: Editor, grid: Grid, out: Path, method: str) -> dict[str
         "size": size,
         "bundle": _bundle(editor),
     }
+
+
+def _placed(frame: Frame | None) -> dict[str, Any]:
+    """Where in the photo a sheet's faces lie, and what the user should know of it."""
+    return {**frame_record(frame), "notes": list(frame.notes) if frame else []}
 
 
 def _bundle(editor: Editor) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from .cli_common import bundle_options, json_option, open_editor, print_json
+from .cli_photo import frame_record, framing_of, photo_options, take_photo_options
 from .store import input_path
 
 INVERT_EPILOG = """\b
@@ -28,6 +29,7 @@ Examples:
 @click.argument("image", metavar="IMG")
 @click.option("--out", metavar="FILE.npz", help="Latents file. Default: IMG-latents.npz in this folder.")
 @click.option("--preview", metavar="FILE.png", help="Also write the inverted picture.")
+@photo_options
 @bundle_options
 @json_option
 def invert(image: str, out: str | None, preview: str | None, as_json: bool, **options: Any) -> None:
@@ -38,15 +40,19 @@ def invert(image: str, out: str | None, preview: str | None, as_json: bool, **op
     target = Path(out or f"{Path(image).stem}-latents.npz")
     if preview:
         write_format(preview)
+    taken = take_photo_options(options)
     with open_editor(**options) as editor:
-        photo = editor.photo(input_path(image))
-        w = editor.invert(photo)
+        frame = editor.frame(input_path(image), framing_of(editor, taken))
+        w = editor.invert(frame.crop)
         inverted = image_from_u8(editor.synthesize(editor.styles(w))[0])
-        psnr = round(psnr_db(inverted, photo.resize(inverted.size)), 2)
+        psnr = round(psnr_db(inverted, frame.crop.resize(inverted.size)), 2)
         save_latents(target, w, editor.model.name)
     if preview:
         write_image(inverted, preview)
-    record = {"out": str(target), "preview": preview, "w": list(w.shape), "psnr_db": psnr}
+    record = {"out": str(target), "preview": preview, "w": list(w.shape), "psnr_db": psnr, **frame_record(frame)}
+    for note in frame.notes if not as_json else ():
+        click.echo(f"note: {note}", err=True)
+    record["notes"] = list(frame.notes)
     print_json(record) if as_json else click.echo(f"{target}  w {list(w.shape)}, inverted at {psnr} dB")
 
 

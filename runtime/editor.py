@@ -200,8 +200,12 @@ class Editor:
 
     def photo(self, image: images.ImageSource, framing: Framing | None = None) -> Image.Image:
         """Decode a photo and frame it as the model expects: RGB, I x I pixels."""
+        return self.frame(image, framing).crop
+
+    def frame(self, image: images.ImageSource, framing: Framing | None = None) -> Frame:
+        """The same with where it lies in the photo."""
         framing = framing or self.framing()
-        return framing.frame(self._decode(image, framing)).crop
+        return framing.frame(self._decode(image, framing))
 
     @staticmethod
     def _decode(image: images.ImageSource, framing: Framing, whole: bool = False) -> Image.Image:

@@ -1,61 +1,68 @@
 """An edited crop back into the whole photograph, its seam blended.
 
 The crop is warped by the inverse of its framing, at the photo's own resolution, and laid over the photo through a mask
-that falls to 0 at the crop's border. Where the mask is 0 the photo's pixels stay as they are, bit for bit.
+that falls to 0 at the crop's border. Where the mask is 0 the photo's pixels stay as they are, bit for bit. Mode "crop"
+pastes the whole crop. Mode "changed" pastes the part that the edit changed: what the inverter cannot show (background,
+texture, a hand) stays the photo's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageChops, ImageFilter
 
 from ..engines.errors import InputError
 from .align import F64
 
-MODES = ("crop", "difference")
-FEATHER = 0.12  # width of the seam, in sides of the crop
+MODES = ("changed", "crop")
+FEATHER = 0.12  # width of the seam along the crop's border; this and the next two are in sides of the crop
+WIDEN, SOFTEN = 0.03, 0.02  # of the changed part
+UNCHANGED, CHANGED = 8, 32  # levels of 255 by which pixels differ: up to the first nothing, from the second all
+MASK_PIXELS = 256
 BAND_PIXELS = 1_000_000  # the photo is worked on in bands of about this many pixels, which bounds the memory
 
 
 def paste_mode(paste: bool | str) -> str | None:
-    """The mode that the argument `paste` asks for, None for False; True is "crop". Raises InputError."""
-    mode = ("crop" if paste else None) if isinstance(paste, bool) else paste
+    """The mode that the argument `paste` asks for, None for False; True is "changed". Raises InputError."""
+    mode = ("changed" if paste else None) if isinstance(paste, bool) else paste
     if mode is not None and mode not in MODES:
         raise InputError(f"paste is {paste!r}; expected True, False, {' or '.join(map(repr, MODES))}")
     return mode
 
 
-def paste_crop(photo: Image.Image, edited: Image.Image, quad: F64, feather: float = FEATHER) -> Image.Image:
+def paste_crop(photo: Image.Image, edited: Image.Image, quad: F64, mask: Image.Image | None = None) -> Image.Image:
     """The photo with the crop `edited` in the square `quad` of it; the photo itself is not changed.
 
-    photo: RGB. edited: RGB, square. quad: [4, 2] corners as in `align_frame.Frame`.
+    photo: RGB. edited: RGB, square. quad: [4, 2] corners as in `align_frame.Frame`. mask: mode L, square, what of the
+    crop to paste; None for all of it.
     """
     out = _copy(photo)
     edited = _no_larger(edited, quad)
     for box in _bands(photo.size, quad):
-        mask = Image.fromarray(np.rint(255 * seam_mask(photo.size, quad, box, feather)).astype(np.uint8))
-        out.paste(_warped(edited, quad, box), box[:2], mask)
+        share = seam_mask(photo.size, quad, box)
+        if mask is not None:
+            share = share * (np.asarray(_warped(mask, quad, box), dtype=np.float32) / np.float32(255))
+        out.paste(_warped(edited, quad, box), box[:2], Image.fromarray(np.rint(255 * share).astype(np.uint8)))
     return out
 
 
-def paste_difference(
-    photo: Image.Image, edited: Image.Image, inverted: Image.Image, quad: F64, feather: float = FEATHER
-) -> Image.Image:
-    """The photo plus what the edit changed: edited - inverted, both crops of one size, in the square `quad`.
+def change_mask(edited: Image.Image, inverted: Image.Image) -> Image.Image:
+    """Where the edit changed the picture, as a mask of mode L and at most 256 pixels a side.
 
-    Keeps what the inverter loses (texture, background) and shows twice what the edit moves.
+    edited, inverted: RGB crops of one size, square: the picture at alpha and at 0. Changes are widened, so that all of
+    an edited part comes from one picture, and their rim is softened. No change, no mask.
     """
-    out = _copy(photo)
-    edited, inverted = _no_larger(edited, quad), _no_larger(inverted, quad)
-    for box in _bands(photo.size, quad):
-        mask = seam_mask(photo.size, quad, box, feather)[..., None]
-        change = _array(_warped(edited, quad, box)) - _array(_warped(inverted, quad, box))
-        pixels = np.rint(_array(out.crop(box)) + mask * change)
-        out.paste(Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)), box[:2])
-    return out
+    side = min(edited.width, MASK_PIXELS)
+    change = ImageChops.difference(edited, inverted).resize((side, side), Image.Resampling.BOX)
+    largest = Image.fromarray(np.asarray(change).max(axis=2))
+    wide = largest.filter(ImageFilter.MaxFilter(2 * max(1, round(WIDEN * side)) + 1))
+    share = _smooth((np.asarray(wide, dtype=np.float32) - UNCHANGED) / (CHANGED - UNCHANGED))
+    mask = Image.fromarray(np.rint(255 * share).astype(np.uint8))
+    return mask.filter(ImageFilter.GaussianBlur(SOFTEN * side))
 
 
 def seam_mask(
@@ -70,8 +77,7 @@ def seam_mask(
     mask = np.where((u >= 0) & (u <= 1) & (v >= 0) & (v <= 1), np.float32(1), np.float32(0))
     for i, distance in enumerate(distances):
         if _meets(quad[i], quad[(i + 1) % 4], size):
-            rise = np.clip(distance / feather, 0, 1)
-            mask = np.minimum(mask, rise * rise * (3 - 2 * rise))
+            mask = np.minimum(mask, _smooth(distance / feather))
     return mask.astype(np.float32)
 
 
@@ -123,13 +129,15 @@ def _meets(a: F64, b: F64, size: tuple[int, int]) -> bool:
     return low < high
 
 
+def _smooth(x: NDArray[Any]) -> NDArray[Any]:
+    """0 below 0, 1 above 1, smooth between."""
+    x = np.clip(x, 0, 1)
+    return x * x * (3 - 2 * x)
+
+
 def _copy(photo: Image.Image) -> Image.Image:
     """A copy with the photo's RGB colour profile, without which its colours would change, and no other metadata."""
     out = photo.copy()
     profile = photo.info.get("icc_profile")
     out.info = {"icc_profile": profile} if isinstance(profile, bytes) and profile[16:20] == b"RGB " else {}
     return out
-
-
-def _array(image: Image.Image) -> NDArray[np.float32]:
-    return np.asarray(image, dtype=np.float32)
