@@ -119,6 +119,9 @@ def import_mapper(name: str, source: Source, num_ws: int, w_dim: int) -> Importe
         expected = {entry: tuple(tensor.shape) for entry, tensor in state_of(build_mapper(config)).items()}
     content = convert(arrays, [*LEFT_OUT, *mapper_rows(config)], expected, what)
     notes = [] if opts is not None else ["the file holds no options: the layer groups are those that it has weights of"]
+    notes += [
+        f"the group {group} has no layers at this size; its weights are left out" for group in without_layers(config)
+    ]
     described = config.to_dict()
     if opts and isinstance(opts.get("description"), str):
         described["description"] = opts["description"]
@@ -205,11 +208,18 @@ def mapper_rows(config: MapperConfig) -> list[Row]:
         places = {"mapper.mapping": "mapper"}
     else:
         places = {f"mapper.mapper_{index}": f"entries.{index}" for index in config.edited()}
-    return [
+    left_out = [Row(rf"mapper\.{SOURCE_GROUPS[group]}\..*", None) for group in without_layers(config)]
+    return left_out + [
         Row(rf"{re.escape(theirs)}\.mapping\.{layer + 1}\.(weight|bias)", rf"{ours}.layers.{layer}.\1")
         for theirs, ours in places.items()
         for layer in range(DEPTH)
     ]
+
+
+def without_layers(config: MapperConfig) -> list[str]:
+    """Groups that are on and hold no layer of a small generator: their weights move nothing."""
+    on = [group for group in GROUP_BOUNDS if getattr(config, group)] if config.kind == "levels" else []
+    return [group for group in on if group not in config.bounds()]
 
 
 def published_notes(key: str, config: MapperConfig) -> list[str]:

@@ -6,6 +6,7 @@ keys: nothing of the package is used here. Sizes are the published ones unless a
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -134,6 +135,40 @@ def write_mapper(
     return {"state_dict": state, "opts": {**flags, **stated, **(opts or {})}}
 
 
+def write_generator(seed: int = 0, width: int = 8, channels=(8, 8, 6)) -> dict[str, torch.Tensor]:
+    """The state dict of a small generator (4 px, doubling) in rosinality's layout, as these files hold it."""
+    draw = Draw(seed)
+    state = {"input.input": draw.normal(1, channels[0], 4, 4), "latent_avg": draw.normal(width)}
+    for layer in (1, 2):
+        state |= {f"style.{layer}.weight": draw.normal(width, width), f"style.{layer}.bias": draw.normal(width)}
+    kernel = torch.outer(*[torch.tensor([1.0, 3.0, 3.0, 1.0])] * 2) / 16
+
+    def conv(key: str, inputs: int, outputs: int, size: int) -> None:
+        state[f"{key}.conv.weight"] = draw.normal(1, outputs, inputs, size, size)
+        state[f"{key}.conv.modulation.weight"] = draw.normal(inputs, width)
+        state[f"{key}.conv.modulation.bias"] = draw.normal(inputs) + 1
+
+    def layer(key: str, inputs: int, outputs: int) -> None:
+        conv(key, inputs, outputs, 3)
+        state.update({f"{key}.noise.weight": draw.normal(1), f"{key}.activate.bias": draw.normal(outputs)})
+
+    def rgb(key: str, inputs: int) -> None:
+        conv(key, inputs, 3, 1)
+        state[f"{key}.bias"] = draw.normal(1, 3, 1, 1)
+
+    layer("conv1", channels[0], channels[0])
+    rgb("to_rgb1", channels[0])
+    state["noises.noise_0"] = draw.normal(1, 1, 4, 4)
+    for k, (before, after) in enumerate(itertools.pairwise(channels)):
+        layer(f"convs.{2 * k}", before, after)
+        layer(f"convs.{2 * k + 1}", after, after)
+        rgb(f"to_rgbs.{k}", after)
+        state |= {f"convs.{2 * k}.conv.blur.kernel": kernel, f"to_rgbs.{k}.upsample.kernel": kernel}
+        for i in (1, 2):
+            state[f"noises.noise_{2 * k + i}"] = draw.normal(1, 1, 8 << k, 8 << k)
+    return state
+
+
 # What the layouts compute ---------------------------------------------------------------------------------------------
 
 
@@ -228,10 +263,8 @@ def mapper_of(latents: np.ndarray, kind: str, file, channels=STYLE_CHANNELS) -> 
         return 0.1 * mapped(x, state, "mapping")
     if kind == "LevelsMapper":
         groups = (("course_mapping", 0, 4), ("medium_mapping", 4, 8), ("fine_mapping", 8, x.shape[1]))
-        parts = [
-            mapped(x[:, a:b], state, name) if f"mapper.{name}.mapping.1.weight" in state else np.zeros_like(x[:, a:b])
-            for name, a, b in groups
-        ]
+        there = {name for name, a, b in groups if f"mapper.{name}.mapping.1.weight" in state and x[:, a:b].size}
+        parts = [mapped(x[:, a:b], state, name) if name in there else 0 * x[:, a:b] for name, a, b in groups]
         return 0.1 * np.concatenate(parts, axis=1)
     parts = []
     for c, entry in enumerate(np.split(x, np.cumsum(channels)[:-1], axis=1)):
