@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..runtime.training.networks.clip import Clip
-from ..runtime.training.networks.mapper import LevelsMapper
+from ..runtime.training.networks.mapper import LatentMapper, StyleSpaceMapper
 from ..runtime.training.networks.stylegan2 import Generator
 
 
@@ -89,15 +89,15 @@ class DirectionGraph(nn.Module):
 
 
 class MapperGraph(nn.Module):
-    """w [N,L,W] -> delta_w [N,L,W], the 0.1 inside."""
+    """w [N,L,W] -> delta_w [N,L,W], or s [N,S] -> delta_s [N,S] for a mapper of style space; the 0.1 inside."""
 
-    def __init__(self, mapper: LevelsMapper):
+    def __init__(self, mapper: LatentMapper):
         super().__init__()
         self.mapper = mapper
 
-    def forward(self, w: Tensor) -> Tensor:
-        """The edit is w + strength * delta_w."""
-        return self.mapper.delta(w)
+    def forward(self, latents: Tensor) -> Tensor:
+        """The edit is latents + strength * delta."""
+        return self.mapper.delta(latents)
 
 
 class EncodeTextGraph(nn.Module):
@@ -141,11 +141,14 @@ class EditGlobalGraph(nn.Module):
 class EditMapperGraph(nn.Module):
     """The fused mapper edit: w [N,L,W], strength [N] -> image_u8 [N,R,R,3]."""
 
-    def __init__(self, generator: Generator, mapper: LevelsMapper):
+    def __init__(self, generator: Generator, mapper: LatentMapper):
         super().__init__()
         self.generator = generator
         self.mapper = mapper
 
     def forward(self, w: Tensor, strength: Tensor) -> Tensor:
-        """w' = w + strength * delta_w, then synthesis."""
+        """w' = w + strength * delta_w, or s' = s + strength * delta_s, then synthesis."""
+        if isinstance(self.mapper, StyleSpaceMapper):
+            s = self.generator.styles(w)
+            return to_u8(self.generator.synthesize(s + strength[:, None] * self.mapper.delta(s)))
         return to_u8(self.generator(w + strength[:, None, None] * self.mapper.delta(w)))

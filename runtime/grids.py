@@ -97,9 +97,9 @@ def _direct_row(editor: Editor, step: Step, delta_t: F32, s: F32, alphas: Sequen
 
 
 def _mapped_row(editor: Editor, step: Step, w: F32, alphas: Sequence[float]) -> Row:
-    delta_w = editor.bundle.run(mapper_graph(editor.model, step.prompt), w=w)["delta_w"]  # [1, L, W]
-    moved = w + np.array(alphas, dtype=np.float32)[:, None, None] * delta_w
-    cells = editor.styles(moved)
+    s = editor.styles(w)
+    delta = editor.map_latents(mapper_graph(editor.model, step.prompt), w, s)  # [1, L, W] or [1, S]
+    cells = np.concatenate([editor.moved_styles(w, [delta], [alpha]) for alpha in alphas])
     return Row(step.prompt.name[:40], step, cells, int(np.count_nonzero(np.ptp(cells, axis=0))))
 
 

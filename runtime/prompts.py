@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 MAX_PROMPT_CHARS = 500
 MAX_CACHED = 4096  # texts of one bundle on disk, 3 KB each
 DEFAULT_NEUTRAL = "a face"
+STYLE_MAPPER = "style_mapper/"
 
 
 def slug(text: str) -> str:
@@ -67,8 +68,13 @@ def is_named(model: Model, text: str) -> bool:
 
 
 def mapper_graph(model: Model, prompt: Prompt) -> str:
-    """The name of the prompt's mapper graph, "mapper/<name>"; InputError lists the mappers that exist."""
+    """The name of the prompt's mapper graph, "mapper/<name>" or "style_mapper/<name>" (of style space).
+
+    InputError lists the mappers that exist, BundleError for a bundle that names a graph of another kind.
+    """
     if prompt.mapper:
+        if not prompt.mapper.startswith(("mapper/", STYLE_MAPPER)):
+            raise BundleError(f"bundle.json: prompt {prompt.name!r} has mapper {prompt.mapper!r}; export it again")
         return prompt.mapper
     names = sorted(p.name for p in model.prompts.values() if p.mapper)
     there = ", ".join(names) if names else "none"
