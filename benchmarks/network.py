@@ -61,6 +61,11 @@ class Network:
         return self
 
     @property
+    def layout(self) -> Generator:
+        """Where `GraphFactory` looks for the style layers."""
+        return self.generator
+
+    @property
     def s_std(self) -> torch.Tensor:
         """Standard deviation of every style channel, [S]."""
         return self.sigma

@@ -11,17 +11,19 @@ from __future__ import annotations
 import csv
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 
 from ..engines.errors import InputError, StyleclipError
+from .report_text import markdown
+from .tables import BENCH_TABLES
 
 Row = dict[str, str]
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/toyfaces.md")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/toyfaces.md", "docs/benchmarks.md")
 MARK = re.compile(r"(<!-- table: (?P<name>[a-z0-9-]+) -->\n)(?P<body>.*?)(<!-- end table -->)", re.DOTALL)
 
 
@@ -34,12 +36,6 @@ def read_csv(path: Path) -> list[Row]:
     if not rows:
         raise InputError(f"{path} has no rows; make it again with `styleclip-rt demo evaluate`")
     return rows
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; the first column is text, the others are numbers."""
-    lines = ["| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows]) + "\n"
 
 
 def percent(value: str) -> str:
@@ -117,6 +113,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "toyfaces-mapper": mapper,
     "toyfaces-inversion": inversion,
     "toyfaces-samples": samples,
+    **BENCH_TABLES,
 }
 
 

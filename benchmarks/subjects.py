@@ -31,6 +31,7 @@ class SubjectSpec:
         precision: "fp32" or "fp16".
         threads: CPU threads.
         graph: another graph of the workload than the task's own.
+        role: "baseline", "technique" (a step of the waterfall), "engine", or "ceiling".
     """
 
     name: str
@@ -43,6 +44,7 @@ class SubjectSpec:
     precision: str = "fp32"
     threads: int = 1
     graph: str = ""
+    role: str = "engine"
 
     @property
     def itemsize(self) -> int:
@@ -101,7 +103,7 @@ class MatmulSubject(Subject):
 
     def __init__(self, spec: SubjectSpec, workload: Workload) -> None:
         super().__init__(spec, workload)
-        self.side = 8192 if spec.device == "cuda" else 2048
+        self.side = matmul_side(spec.device)
         self._run = self._product()
 
     def _product(self) -> Any:
@@ -137,8 +139,10 @@ class CopySubject(Subject):
 
     def __init__(self, spec: SubjectSpec, workload: Workload) -> None:
         super().__init__(spec, workload)
-        self.moved = 2.0 * COPY_BYTES * (8 if spec.device == "cuda" else 1)
-        self._run = _torch_copy(spec, int(self.moved) // 2) if spec.library == "torch" else _numpy_copy(COPY_BYTES)
+        self.moved = copy_bytes(spec.device)
+        self._run = (
+            _torch_copy(spec, int(self.moved) // 2) if spec.library == "torch" else _numpy_copy(int(self.moved) // 2)
+        )
 
     def feed(self, batch: int) -> None:
         """Ceilings have one size."""
@@ -154,6 +158,16 @@ class CopySubject(Subject):
     def flop_and_bytes(self, batch: int) -> tuple[float, float]:
         """No arithmetic."""
         return 0.0, self.moved
+
+
+def matmul_side(device: str) -> int:
+    """Rows of the square matrices of the ceiling: large enough to fill the machine."""
+    return 8192 if device == "cuda" else 2048
+
+
+def copy_bytes(device: str) -> float:
+    """Bytes read plus bytes written by the ceiling's copy."""
+    return 2.0 * COPY_BYTES * (8 if device == "cuda" else 1)
 
 
 def _numpy_copy(size: int) -> Any:

@@ -20,6 +20,10 @@ COMMANDS = {
         "Export an engine bundle from a model pack (needs torch).",
     ),
     "demo": ("styleclip_rt.runtime.training.demo.command:demo", "Train or evaluate the embedded pack (needs torch)."),
+    "bench": (
+        "styleclip_rt.benchmarks.command:bench",
+        "Measure every engine beside the code of the original, in turns, in one run.",
+    ),
     "completion": ("styleclip_rt.runtime.cli_info:completion", "Print the completion script of a shell."),
 }
 

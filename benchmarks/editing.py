@@ -1,0 +1,139 @@
+"""The edit as a user meets it, on a bundle: stage by stage, by slider, and the time to open it. Runs as a process.
+
+python -m styleclip_rt.benchmarks.editing '{"what": "stages", "bundle": "toyfaces", ...}'
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from ..engines.bundle import open_bundle
+from ..runtime.editor import Editor
+from ..runtime.prompts import TextEncoder
+from ..runtime.steps import plan
+from ..runtime.store import find_bundle, sample_portrait
+from .memory import peak_rss_mib
+from .samples import Latencies
+from .worker import private_stdout
+
+Rows = list[dict[str, Any]]
+ALPHAS = (-3.0, -1.0, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0)
+
+
+def laps_of(steps: dict[str, Callable[[], object]], calls: int) -> dict[str, Latencies]:
+    """Each step `calls` times, the steps in turns, after one untimed turn; latencies by step."""
+    laps = {name: Latencies() for name in steps}
+    for number in range(calls + 1):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            if number:
+                laps[name].ms.append(1e3 * (time.perf_counter() - start))
+    return laps
+
+
+def stages(editor: Editor, calls: int) -> Rows:
+    """Decode, invert, text (with and without its cache), direction, synthesize, encode: one row each."""
+    prompt = plan(editor.model)[0].prompt
+    photo = editor.photo(sample_portrait())
+    w = editor.invert(photo)
+    delta_t = editor.text.delta_t(prompt)[None]
+    (step,), _ = editor.directions(plan(editor.model), delta_t)
+    feeds = {
+        "w": w,
+        "delta_t": delta_t,
+        "alpha": np.array([step.alpha], np.float32),
+        "beta": np.array([step.beta], np.float32),
+    }
+    picture = editor.edit_latents(w).image
+    laps = laps_of(
+        {
+            "decode": lambda: editor.photo(sample_portrait()),
+            "invert": lambda: editor.invert(photo),
+            "text": lambda: TextEncoder(editor.bundle, editor.model).delta_t(prompt),
+            "text (cached)": lambda: editor.text.delta_t(prompt),
+            "direction": lambda: editor.directions((step,), delta_t),
+            "synthesize": lambda: editor.bundle.run("edit_global", **feeds),
+            "encode": lambda: picture.save(io.BytesIO(), "PNG"),
+        },
+        calls,
+    )
+    return [{"kind": "stage", "name": name, **found.columns()} for name, found in laps.items()]
+
+
+def sliders(editor: Editor, calls: int) -> Rows:
+    """A slider's step against a whole edit from the same latents, by prompt; `gain` is how many times faster."""
+    w = editor.invert(editor.photo(sample_portrait()))
+    return [row for name in editor.model.prompts for row in slider_rows(editor, w, name, calls)]
+
+
+def slider_rows(editor: Editor, w: Any, prompt: str, calls: int) -> Rows:
+    """One prompt: its first moved layer, and the two medians in turns."""
+    slider = editor.slider(w, prompt)
+    slider.at(1.0)
+    order = iter(_endless(ALPHAS))
+    laps = laps_of(
+        {
+            "edit": lambda: editor.edit_latents(w, prompt, next(order)),
+            "step": lambda: slider.at(next(order)),
+        },
+        calls,
+    )
+    gain = float(np.median(np.array(laps["edit"].ms) / np.array(laps["step"].ms)))
+    start = "whole synthesis" if slider.cut is None else f"from {slider.cut.layer}"
+    columns = laps["step"].columns()
+    note = f"{start}, {slider.saved:.0%} of the multiply-adds not repeated; {len(slider.channels)} channels"
+    return [{"kind": "slider", **columns, "name": prompt, "gain": gain, "note": note}]
+
+
+def _endless(values: Iterable[float]) -> Iterable[float]:
+    while True:
+        yield from values
+
+
+def opening(bundle: str, device: str, engine: str | None, calls: int) -> Rows:
+    """Opening the bundle, and every graph of it loaded; the first time (cold caches of this process) is `first_ms`."""
+    path = find_bundle(bundle).path
+
+    def load_all() -> None:
+        with open_bundle(path, device, engine) as opened:
+            for graph in opened.graphs:
+                opened.engine(graph)
+
+    steps: dict[str, Callable[[], object]] = {
+        "open": lambda: open_bundle(path, device, engine).close(),
+        "open and load every graph": load_all,
+    }
+    rows = []
+    for name, step in steps.items():
+        start = time.perf_counter()
+        step()
+        first = 1e3 * (time.perf_counter() - start)
+        rows.append(
+            {"kind": "opening", "name": name, "first_ms": first, **laps_of({name: step}, calls)[name].columns()}
+        )
+    return rows
+
+
+def main() -> None:
+    """Answer one request with {"rows": [...]} on stdout."""
+    answers, request = private_stdout(), json.loads(sys.argv[1])
+    bundle, device, engine, calls = (request[key] for key in ("bundle", "device", "engine", "calls"))
+    if request["what"] == "opening":
+        rows = opening(bundle, device, engine, calls)
+    else:
+        with Editor.open(bundle, device=device, engine=engine) as editor:
+            rows = {"stages": stages, "slider": sliders}[request["what"]](editor, calls)
+    answers.write(json.dumps({"rows": [row | {"peak_rss_mib": peak_rss_mib()} for row in rows]}) + "\n")
+    answers.flush()
+
+
+if __name__ == "__main__":
+    main()

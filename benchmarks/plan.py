@@ -1,0 +1,167 @@
+"""What a run measures on this machine: the subjects of each task, and for each that is left out the reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+
+from ..engines.errors import InputError
+from ..engines.select import probe
+from .scenarios import SCENARIOS
+from .subjects import SubjectSpec
+
+STEPS = ("static_weights", "one_fir", "fused", "folded")
+"""The techniques of the waterfall, in the order in which they are added."""
+STEP_NAMES = {
+    "static_weights": "+ modulate activations",
+    "one_fir": "+ one filter per FIR",
+    "fused": "+ fused noise, bias, gain",
+    "folded": "+ folded constants",
+}
+ORIGINAL = "original (eager)"
+ENGINES = ("onnxruntime", "openvino", "aotinductor", "torch")
+TASKS = ("synthesize", "edit")
+EXTRAS = ("stages", "slider", "cold")
+ENGINE_NAMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+MAX_AUTOTUNE = "max-autotune"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user asked for.
+
+    Attributes:
+        device: "cpu" or "cuda".
+        engines: of `ENGINES`; "torch" stands for every PyTorch row.
+        tasks: of `TASKS`.
+        scenarios: of `SCENARIOS`.
+        extras: of `EXTRAS`.
+        batches: batch sizes; 1 is always measured.
+        seconds: time for each subject and task, all rounds together.
+        rounds: turns of the alternation.
+        scenario_seconds: time for each scenario and engine.
+        bound_ms: latency bound of Server, 0 for five times the median.
+        threads: CPU threads of every library.
+        loadgen: drive the scenarios by LoadGen.
+        patience_s: a subject that takes longer to answer is stopped.
+        compiled: include torch.compile and AOTInductor, which take minutes to build at full size.
+        bundle: what the extras edit with.
+        cold_runs: fresh processes of the command `edit`.
+        editing_calls: calls of each stage and slider.
+    """
+
+    device: str = "cpu"
+    engines: tuple[str, ...] = ENGINES
+    tasks: tuple[str, ...] = TASKS
+    scenarios: tuple[str, ...] = SCENARIOS
+    extras: tuple[str, ...] = EXTRAS
+    batches: tuple[int, ...] = (1, 2, 4, 8)
+    seconds: float = 20.0
+    rounds: int = 6
+    scenario_seconds: float = 30.0
+    bound_ms: float = 0.0
+    threads: int = 1
+    loadgen: bool = False
+    patience_s: float = 600.0
+    compiled: bool = True
+    bundle: str = "toyfaces"
+    cold_runs: int = 7
+    editing_calls: int = 70
+
+
+@dataclass
+class Plan:
+    """Subjects by task, ceilings, and {what: why it is left out}."""
+
+    subjects: dict[str, list[SubjectSpec]] = field(default_factory=dict)
+    ceilings: list[SubjectSpec] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+def make_plan(options: Options) -> Plan:
+    """Everything that can run here; InputError for an unknown engine."""
+    unknown = sorted(set(options.engines) - set(ENGINES))
+    if unknown:
+        raise InputError(f"unknown engine {', '.join(unknown)}; the bench knows {', '.join(ENGINES)}")
+    plan, torch_reason = Plan(), _torch_reason(options)
+    for task in options.tasks:
+        found: list[SubjectSpec] = []
+        if torch_reason:
+            plan.left_out["PyTorch"] = torch_reason
+        else:
+            found += torch_subjects(task, options)
+        plan.subjects[task] = found + engine_subjects(task, options, plan.left_out)
+    plan.ceilings = ceilings(options, with_torch=not torch_reason)
+    return plan
+
+
+def torch_subjects(task: str, options: Options) -> list[SubjectSpec]:
+    """The original, the waterfall (on `synthesize`), and what compiles; FP16 from the second row on a GPU."""
+    base = SubjectSpec(ORIGINAL, "torch", task, options.device, threads=options.threads, role="baseline")
+    found, on_cuda = [base], options.device == "cuda"
+    compiled = options.compiled
+    if on_cuda:
+        base = replace(base, name="original (eager, FP16 channels last)", precision="fp16")
+        found.append(base)
+    if "torch" in options.engines:
+        if compiled:
+            found.append(_compiled(base, "torch.compile of the original", on_cuda))
+        if task == "synthesize":
+            found += waterfall(base)
+    folded = replace(base, technique=STEPS, role="engine")
+    if compiled and "torch" in options.engines and on_cuda:
+        found.append(_compiled(replace(folded, role="technique"), "+ torch.compile", on_cuda))
+    if compiled and "aotinductor" in options.engines:
+        found.append(replace(folded, name="AOTInductor", kind="aoti"))
+    return found
+
+
+def waterfall(base: SubjectSpec) -> list[SubjectSpec]:
+    """One row per technique, each with all that came before it."""
+    return [
+        replace(base, name=STEP_NAMES[step], technique=STEPS[: number + 1], role="technique")
+        for number, step in enumerate(STEPS)
+    ]
+
+
+def _compiled(spec: SubjectSpec, name: str, on_cuda: bool) -> SubjectSpec:
+    return replace(spec, name=name, compiled=MAX_AUTOTUNE if on_cuda else "default")
+
+
+def engine_subjects(task: str, options: Options, left_out: dict[str, str]) -> list[SubjectSpec]:
+    """The project's engines that run on the device; the others go to `left_out` with their reason."""
+    found = []
+    for status in probe():
+        if status.name not in options.engines or status.device != options.device:
+            continue
+        name = ENGINE_NAMES.get(status.name, status.name)
+        if status.usable:
+            library = status.name
+            found.append(SubjectSpec(name, "engine", task, options.device, library, threads=options.threads))
+        else:
+            left_out[name] = status.reason
+    return found
+
+
+def ceilings(options: Options, with_torch: bool) -> list[SubjectSpec]:
+    """What this machine can do at most: matrix products through each library, and a copy."""
+
+    def one(kind: str, library: str, precision: str = "fp32") -> SubjectSpec:
+        name = f"{kind} ({library}{', ' + precision if precision != 'fp32' else ''})"
+        return SubjectSpec(
+            name, kind, kind, options.device, library, precision=precision, threads=options.threads, role="ceiling"
+        )
+
+    if options.device == "cuda":
+        return [one("matmul", "torch"), one("matmul", "torch", "fp16"), one("copy", "torch")] if with_torch else []
+    usable = [s.name for s in probe() if s.usable and s.device == "cpu" and s.name in options.engines]
+    libraries = [*(["torch"] if with_torch else []), *usable]
+    return [*(one("matmul", library) for library in libraries), one("copy", "torch" if with_torch else "numpy")]
+
+
+def _torch_reason(options: Options) -> str:
+    """Why there are no PyTorch rows, "" if there are."""
+    missing = [name for name in ("torch", "safetensors") if find_spec(name) is None]
+    if missing:
+        return f"{' and '.join(missing)} not installed; pip install 'styleclip-rt[torch]'"
+    return "" if {"torch", "aotinductor"} & set(options.engines) else "not asked for"
