@@ -165,7 +165,7 @@ def _timing_cache(trt: Any, config: Any, timings: bytes | None) -> Any:
 def _monitor(trt: Any, progress: Progress) -> Any:
     """An `IProgressMonitor` that reports to `progress`, ends the build when told so, and keeps what it raised."""
 
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+    class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self.steps: dict[str, int] = {}

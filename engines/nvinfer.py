@@ -74,7 +74,7 @@ def journal(trt: Any) -> Any:
     process when its builder is freed after a parse (seen with TensorRT-RTX 1.7.1), and says nothing that is not here.
     """
 
-    class Journal(trt.ILogger):  # type: ignore[misc]  # the library has no types
+    class Journal(trt.ILogger):
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.messages: deque[str] = deque(maxlen=_KEPT_MESSAGES)

@@ -6,11 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
-from .errors import BundleError, EngineError
+from .errors import BundleError, EngineError, EngineUnavailable
 from .spec import GraphSpec, check_feeds, spec_differences
 
 
@@ -43,6 +43,18 @@ class Engine(ABC):
         if self._closed:
             raise self._closed_error()
         return self._run(check_feeds(self.spec, feeds))
+
+    def run_device(
+        self, feeds: Mapping[str, Any], outputs: Mapping[str, Any] | None = None, stream: Any = None
+    ) -> dict[str, Any]:
+        """As `run`, over arrays that lie on the device, without a copy; see the engines that can.
+
+        Raises:
+            EngineUnavailable: this engine takes host arrays only.
+        """
+        raise EngineUnavailable(
+            f"the engine {self.backend!r} takes arrays on the host; use run(), or engine='tensorrt'."
+        )
 
     @abstractmethod
     def _run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

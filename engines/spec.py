@@ -65,7 +65,24 @@ def check_feeds(spec: GraphSpec, feeds: Mapping[str, np.ndarray]) -> dict[str, n
     return {tensor.name: _check_tensor(spec.name, tensor, feeds[tensor.name], sizes) for tensor in spec.inputs}
 
 
-def _check_names(spec: GraphSpec, feeds: Mapping[str, np.ndarray]) -> None:
+def check_types(spec: GraphSpec, types: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
+    """As `check_feeds`, for (dtype name, shape) of arrays that numpy does not hold; their content is not looked at.
+
+    Raises:
+        InputError: as `check_feeds`.
+    """
+    _check_names(spec, types)
+    sizes: dict[str, tuple[int, str]] = {}
+    for tensor in spec.inputs:
+        where = f"graph {spec.name!r}, input {tensor.name!r}"
+        dtype, shape = types[tensor.name]
+        if dtype != tensor.dtype:
+            came, wanted = describe(dtype, shape), describe(tensor.dtype, tensor.shape)
+            raise InputError(f"{where}: got {came}, expected {wanted}; convert it on the device.")
+        _check_shape(where, tensor, shape, sizes)
+
+
+def _check_names(spec: GraphSpec, feeds: Mapping[str, object]) -> None:
     expected = [tensor.name for tensor in spec.inputs]
     missing = [name for name in expected if name not in feeds]
     unknown = [str(name) for name in feeds if name not in expected]
