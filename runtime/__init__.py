@@ -1,4 +1,4 @@
-"""Layer 2, may import `engines`, numpy, pillow, click, tokenizers; never torch or onnx (only `runtime.training` does).
+"""Layer 2, may import `engines`, numpy, pillow, click, tokenizers, ftfy; never torch (only `runtime.training`).
 
 Edits images: the editor (the main path), the numpy reference maths, prompts, the tokenizer, images, sheets and the
 command line.

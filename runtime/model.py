@@ -11,6 +11,8 @@ from .templates import STYLECLIP_TEMPLATES
 
 T = TypeVar("T")
 
+CLEANINGS = ("clip", "whitespace", "canonicalize")  # see `tokenizer.clean_text`
+
 
 @dataclass(frozen=True)
 class StyleLayer:
@@ -25,12 +27,16 @@ class StyleLayer:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Special token ids and the length T of a token row: bos, text, eos, then pad."""
+    """Special token ids and the length T of a token row: bos (None: none), text, eos, then pad.
 
-    bos: int
+    clean: how a text is cleaned before the file sees it (one of `CLEANINGS`); None: not at all.
+    """
+
+    bos: int | None
     eos: int
     pad: int
     context_length: int
+    clean: str | None = None
 
 
 @dataclass(frozen=True)
@@ -104,8 +110,10 @@ def _psi(model: Mapping[str, Any]) -> float:
 
 
 def _tokens(tokens: Mapping[str, Any]) -> Tokens:
-    bos, eos, pad = (_index(tokens, key) for key in ("bos", "eos", "pad"))
-    return Tokens(bos, eos, pad, _size(tokens, "context_length"))
+    """`bos` may be null but not absent: some vocabularies have none."""
+    bos = None if "bos" in tokens and tokens["bos"] is None else _index(tokens, "bos")
+    clean = _field(tokens, "clean", lambda v: v is None or v in CLEANINGS, f"null or one of {', '.join(CLEANINGS)}")
+    return Tokens(bos, _index(tokens, "eos"), _index(tokens, "pad"), _size(tokens, "context_length"), clean)
 
 
 def _layers(model: Mapping[str, Any]) -> tuple[StyleLayer, ...]:
