@@ -37,6 +37,10 @@ class Card:
     cuda: int
 
 
+class CudaError(EngineError):
+    """A call of the driver failed."""
+
+
 class Cuda:
     """One context. Calls belong inside `with cuda.current():`; errors are `EngineError` with CUDA's own words."""
 
@@ -67,9 +71,9 @@ class Cuda:
         try:
             status, *results = getattr(self.driver, name)(*arguments)
         except (RuntimeError, AttributeError) as error:  # cuda-bindings finds no driver, or one that is too old
-            raise EngineError(f"CUDA: {name} cannot be called ({first_line(error)})") from error
+            raise CudaError(f"CUDA: {name} cannot be called ({first_line(error)})") from error
         if int(status) != 0:
-            raise EngineError(f"CUDA: {name} failed with {getattr(status, 'name', int(status))}")
+            raise CudaError(f"CUDA: {name} failed with {getattr(status, 'name', int(status))}")
         return results[0] if results else None
 
     @contextmanager

@@ -78,10 +78,10 @@ class Plan:
             config.dynamic_shapes_kernel_specialization_strategy = eager
             made = self.engine.create_execution_context(config)
         if made is None:
-            raise self.error("gave no execution context")
+            raise self.error("no execution context could be made")
         return made
 
     def error(self, what: str) -> EngineError:
         """An error with the library's own words."""
         why = self.journal.take()
-        return EngineError(f"graph {self.spec.name!r}: TensorRT {what}{': ' if why else ''}{why}")
+        return EngineError(f"graph {self.spec.name!r}: {what} in TensorRT{': ' if why else ''}{why}")

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from .device_memory import host_view
+from .device_memory import CudaError, host_view
 from .errors import EngineError
 from .spec import TensorSpec
 from .trt_plan import Plan
@@ -59,7 +59,7 @@ class Slot:
             shape = tuple(batch if size == "N" else size for size in tensor.shape)
             fits = fits and context.set_input_shape(tensor.name, shape)
         if not fits:
-            raise self.plan.error(f"refuses batch {batch}")
+            raise self.plan.error(f"batch {batch} is refused")
         size = int(context.update_device_memory_size_for_shapes())
         if size > 0:
             context.set_device_memory(self._own(self.cuda.alloc(size), self.cuda.free), size)
@@ -68,7 +68,7 @@ class Slot:
     def _shape(self, name: str) -> tuple[int, ...]:
         shape = tuple(int(size) for size in self.context.get_tensor_shape(name))
         if any(size < 0 for size in shape):
-            raise self.plan.error(f"cannot tell the shape of {name!r} before it runs")
+            raise self.plan.error(f"the shape of {name!r} is not known before a run")
         return shape
 
     def nbytes(self, tensor: TensorSpec) -> int:
@@ -79,12 +79,12 @@ class Slot:
         """Point every tensor, inputs first, at its memory."""
         for tensor, address in zip(self._tensors(), addresses, strict=True):
             if not self.context.set_tensor_address(tensor.name, address):
-                raise self.plan.error(f"refuses the memory of {tensor.name!r}")
+                raise self.plan.error(f"the memory of {tensor.name!r} is refused")
 
     def execute(self, stream: int) -> None:
         """Put one run into the stream."""
         if not self.context.execute_async_v3(stream):
-            raise self.plan.error("failed to run")
+            raise self.plan.error("failed")
 
     def try_capture(self, stream: int) -> None:
         """Capture what `step` does, once; where that cannot be, runs go on without a graph."""
@@ -208,6 +208,9 @@ class Worker:
         self.slots.move_to_end(key)
         try:
             yield slot
+        except CudaError as error:
+            self._drop(key)
+            raise EngineError(f"graph {self.plan.spec.name!r} failed in TensorRT: {error}") from error
         except BaseException:
             self._drop(key)
             raise

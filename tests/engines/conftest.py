@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,10 @@ import pytest
 onnx = pytest.importorskip("onnx", reason="the engine tests build their graphs with onnx")
 
 from onnx import TensorProto, helper  # noqa: E402
+
+from styleclip_rt.engines.device_memory import Cuda  # noqa: E402
+from styleclip_rt.engines.plan_cache import PlanCache  # noqa: E402
+from styleclip_rt.engines.trt import Setup  # noqa: E402
 
 WEIGHT = (np.arange(16, dtype=np.float16).reshape(4, 4) - 8) / 4
 FEATURES = ["N", 4]
@@ -85,6 +90,44 @@ def write_bundle(root: Path) -> Path:
     manifest = {"format": "styleclip-rt/bundle", "version": 1, "name": "tiny", "files": hashes, "graphs": graphs}
     (root / "bundle.json").write_text(json.dumps(manifest))
     return root
+
+
+def _beside(name: str) -> Any:
+    """A module of this folder; tests run in pytest's mode `importlib`, where it is on no path."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+fake_cuda, fake_trt = _beside("fake_cuda"), _beside("fake_trt")
+CPU_DEVICE = 1  # what DLPack calls host memory, in which the stand-in keeps its device
+
+
+@pytest.fixture
+def make_setup(tmp_path: Path) -> Callable[..., Setup]:
+    """A `Setup` on stand-ins for the driver and for TensorRT, found in it as `setup.cuda.driver` and `setup.trt`."""
+
+    def make(version: str = "11.4.0.25", name: str = "tensorrt", driver: Any = None, **changes: Any) -> Setup:
+        driver = driver or fake_cuda.FakeDriver()
+        cuda = Cuda(driver, dlpack_type=CPU_DEVICE)
+        return Setup(fake_trt.make(driver, version, name), cuda, PlanCache(tmp_path / "plans"), **changes)
+
+    return make
+
+
+@pytest.fixture
+def setup(make_setup: Callable[..., Setup]) -> Setup:
+    """TensorRT 11 on one card, both stand-ins."""
+    return make_setup()
+
+
+@pytest.fixture
+def stand_in() -> Any:
+    """The module of the stand-in for the driver."""
+    return fake_cuda
 
 
 @pytest.fixture

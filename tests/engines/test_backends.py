@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,18 +13,27 @@ from styleclip_rt.engines.errors import BundleError, EngineError, EngineUnavaila
 from styleclip_rt.engines.select import engine_class
 from styleclip_rt.engines.spec import GraphSpec, TensorSpec
 from styleclip_rt.engines.trial import TRIAL_GRAPH, trial
+from styleclip_rt.engines.trt import TensorRtEngine
 
 X = np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)
 
 
-@pytest.fixture(params=["onnxruntime", "openvino"])
+@pytest.fixture(params=["onnxruntime", "openvino", "tensorrt"])
 def backend(request):
-    pytest.importorskip(request.param, reason=f"the backend {request.param} is not installed")
+    if request.param != "tensorrt":  # its library is stood in for: it cannot run without a driver
+        pytest.importorskip(request.param, reason=f"the backend {request.param} is not installed")
     return request.param
 
 
 @pytest.fixture
-def make(backend):
+def device(backend):
+    return "cuda" if backend == "tensorrt" else "cpu"
+
+
+@pytest.fixture
+def make(backend, request):
+    if backend == "tensorrt":
+        return partial(TensorRtEngine, setup=request.getfixturevalue("setup"))
     return engine_class(backend)
 
 
@@ -33,14 +43,14 @@ def engine(make, bundle_dir):
         yield opened
 
 
-def test_it_says_what_it_is(engine, backend):
-    assert (engine.backend, engine.device) == (backend, "cpu")
+def test_it_says_what_it_is(engine, backend, device):
+    assert (engine.backend, engine.device) == (backend, device)
     (x,) = engine.spec.inputs
     assert (x.name, x.dtype, x.shape[1]) == ("x", "float32", 4)
     assert isinstance(x.shape[0], str)
 
 
-@pytest.mark.parametrize("n", [1, 3, 5])
+@pytest.mark.parametrize("n", [1, 3, 5, 8, 17, 40])
 def test_it_computes_with_any_batch(engine, tiny, n):
     x = np.resize(X, (n, 4))
     np.testing.assert_allclose(engine.run({"x": x})["y"], x @ tiny.weight, rtol=1e-5, atol=1e-6)
@@ -97,10 +107,10 @@ def test_the_free_dimension_takes_its_name_from_the_promised_spec(make, bundle_d
         make(bundle_dir / "graphs/project.onnx", wrong)
 
 
-def test_it_takes_a_graph_in_memory(make):
+def test_it_takes_a_graph_in_memory(make, device):
     with make(TRIAL_GRAPH, threads=1) as engine:
         assert engine.run({"x": np.array([4], np.float32)})["y"] == 8
-    assert trial(make, "cpu") == ""
+    assert trial(make, device) == ""
 
 
 @pytest.mark.parametrize("data", [b"", b"not a graph", TRIAL_GRAPH[:20]])
