@@ -162,7 +162,7 @@ def test_plan_broadcasts_one_value(editor):
 def test_an_aligned_bundle_wants_to_know_where_the_face_is(make_bundle, opened, photo, monkeypatch):
     monkeypatch.delenv("STYLECLIP_RT_LANDMARKS", raising=False)
     aligned = Editor.open(make_bundle("aligned", alignment={"kind": "ffhq"}))
-    with pytest.raises(InputError, match="--landmarks FILE.*--landmark-model FILE.*--no-align"):
+    with pytest.raises(InputError, match=r"--landmarks FILE.*--landmark-model FILE.*--no-align"):
         aligned.edit(photo, "glasses")
     result = aligned.edit(photo, "glasses", align=False)
     np.testing.assert_array_equal(np.asarray(result.frame.crop), np.asarray(photo))
