@@ -78,6 +78,8 @@ def measuring_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--task", "tasks", type=Words(TASKS), default=",".join(TASKS), show_default=True),
         click.option("--engines", type=Words(ENGINES), default=",".join(ENGINES), show_default=True,
                      help="torch stands for every PyTorch row but the original."),
+        click.option("--precision", "precisions", type=Words(("fp32", "fp16")), default="fp32", show_default=True,
+                     help="Of the engines' graphs; fp16 is typed as in an export."),
         click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
     ):  # fmt: skip
         command = option(command)
@@ -110,9 +112,9 @@ def measuring_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--plot/--no-plot", default=True, help="With figures (extra `bench`), or without.")
 @click.option("--dry-run", is_flag=True, help="Say what would be measured; measure nothing.")
 @json_option
-@click.pass_context
-def bench(ctx: click.Context, **given: Any) -> None:
+def bench(**given: Any) -> None:
     """Thin: options, run, files."""
+    ctx = click.get_current_context()
     if ctx.invoked_subcommand is not None:
         return
     network = NetworkSpec(given["pack"] if given["size"] is None else None, int(given["size"] or 0), given["width"])
@@ -134,7 +136,7 @@ def bench(ctx: click.Context, **given: Any) -> None:
 
 def options_of(ctx: click.Context, given: dict[str, Any]) -> Options:
     """Options from the command line; --quick gives way to what was typed."""
-    names = ("engines", "tasks", "scenarios", "extras", "batches", "seconds", "rounds", "scenario_seconds", "loadgen",
+    names = ("engines", "tasks", "scenarios", "extras", "batches", "seconds", "rounds", "scenario_seconds", "loadgen", "precisions",
              "compiled", "bundle")  # fmt: skip
     chosen = {name: given[name] for name in names}
     if given["quick"]:

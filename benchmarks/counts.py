@@ -83,9 +83,13 @@ def _affine(channels: Mapping[int, int], w_dim: int) -> LayerCount:
     return LayerCount("affine", w_dim * total, w_dim * total, w_dim * len(sizes) * 2 + total)
 
 
-def count(channels: Mapping[int, int], w_dim: int, batch: int = 1, itemsize: int = 4, styles: bool = True) -> Count:
-    """FLOPs and least bytes of a batch; weights are read once per batch."""
+def count(
+    channels: Mapping[int, int], w_dim: int, batch: int = 1, itemsize: int = 4, styles: bool = True, start: str = ""
+) -> Count:
+    """FLOPs and least bytes of a batch; weights are read once per batch. `start`: only from this layer on."""
     rows = layers(channels, w_dim, styles)
+    names = [row.name for row in rows]
+    rows = rows[names.index(start) if start else 0 :]
     flop = 2.0 * batch * sum(row.macs for row in rows)
     moved = sum(row.weights for row in rows) + batch * sum(row.activations for row in rows)
     return Count(flop, float(itemsize * moved))

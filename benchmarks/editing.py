@@ -130,7 +130,7 @@ def main() -> None:
         rows = opening(bundle, device, engine, calls)
     else:
         with Editor.open(bundle, device=device, engine=engine) as editor:
-            rows = {"stages": stages, "slider": sliders}[request["what"]](editor, calls)
+            rows = {"stages": stages, "sliders": sliders}[request["what"]](editor, calls)
     answers.write(json.dumps({"rows": [row | {"peak_rss_mib": peak_rss_mib()} for row in rows]}) + "\n")
     answers.flush()
 

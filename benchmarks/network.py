@@ -60,6 +60,10 @@ class Network:
         """Where `GraphFactory` looks for `s_std`."""
         return self
 
+    def has(self, component: str) -> bool:
+        """Whether the exporter finds a component here."""
+        return component in ("generator", "statistics", "directions")
+
     @property
     def layout(self) -> Generator:
         """Where `GraphFactory` looks for the style layers."""

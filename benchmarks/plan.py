@@ -20,8 +20,8 @@ STEP_NAMES = {
 }
 ORIGINAL = "original (eager)"
 ENGINES = ("onnxruntime", "openvino", "aotinductor", "torch")
-TASKS = ("synthesize", "edit")
-EXTRAS = ("stages", "slider", "cold")
+TASKS = ("synthesize", "edit", "slider")
+EXTRAS = ("stages", "sliders", "cold")
 ENGINE_NAMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 MAX_AUTOTUNE = "max-autotune"
 
@@ -42,6 +42,7 @@ class Options:
         scenario_seconds: time for each scenario and engine.
         bound_ms: latency bound of Server, 0 for five times the median.
         threads: CPU threads of every library.
+        precisions: of the engines' graphs, "fp32" and "fp16".
         loadgen: drive the scenarios by LoadGen.
         patience_s: a subject that takes longer to answer is stopped.
         compiled: include torch.compile and AOTInductor, which take minutes to build at full size.
@@ -61,6 +62,7 @@ class Options:
     scenario_seconds: float = 30.0
     bound_ms: float = 0.0
     threads: int = 1
+    precisions: tuple[str, ...] = ("fp32",)
     loadgen: bool = False
     patience_s: float = 600.0
     compiled: bool = True
@@ -84,13 +86,11 @@ def make_plan(options: Options) -> Plan:
     if unknown:
         raise InputError(f"unknown engine {', '.join(unknown)}; the bench knows {', '.join(ENGINES)}")
     plan, torch_reason = Plan(), _torch_reason(options)
+    if torch_reason:
+        plan.left_out["PyTorch"] = torch_reason
     for task in options.tasks:
-        found: list[SubjectSpec] = []
-        if torch_reason:
-            plan.left_out["PyTorch"] = torch_reason
-        else:
-            found += torch_subjects(task, options)
-        plan.subjects[task] = found + engine_subjects(task, options, plan.left_out)
+        found = [] if torch_reason or task == "slider" else torch_subjects(task, options)
+        plan.subjects[task] = found + engine_subjects("edit" if task == "slider" else task, options, plan.left_out)
     plan.ceilings = ceilings(options, with_torch=not torch_reason)
     return plan
 
@@ -135,12 +135,19 @@ def engine_subjects(task: str, options: Options, left_out: dict[str, str]) -> li
         if status.name not in options.engines or status.device != options.device:
             continue
         name = ENGINE_NAMES.get(status.name, status.name)
-        if status.usable:
-            library = status.name
-            found.append(SubjectSpec(name, "engine", task, options.device, library, threads=options.threads))
-        else:
+        if not status.usable:
             left_out[name] = status.reason
+            continue
+        one = SubjectSpec(name, "engine", task, options.device, status.name, threads=options.threads)
+        typed = replace(one, name=f"{name}, typed FP16", precision="fp16")
+        found += [spec for spec in (one, typed) if spec.precision in options.precisions]
     return found
+
+
+def slider_subjects(cuts: Sequence[str], engine: SubjectSpec) -> list[SubjectSpec]:
+    """Steps of a slider from every cut, on the engine of `engine`."""
+    steps = replace(engine, kind="slider", task="slider", precision="fp32")
+    return [replace(steps, name=f"{engine.name} from {cut}", cut=cut) for cut in cuts]
 
 
 def ceilings(options: Options, with_torch: bool) -> list[SubjectSpec]:

@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from ..engines.bundle import open_bundle
-from ..engines.errors import BundleError, MissingDependency
+from ..engines.errors import BundleError, MissingDependency, StyleclipError
 from ..runtime.store import find_bundle
 from .network import Network, NetworkSpec, load_network, make_inputs
-from .workload import MATMUL, TASKS, Workload, read_workload
+from .workload import HALF, MATMUL, TASKS, Workload, read_workload
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from ..runtime.training.pack import Pack
 
 Progress = Callable[[str], None]
@@ -31,8 +33,10 @@ REFERENCES = 2  # pictures to compare: two of a batch, so that mixing up the bat
 MATMUL_SIZE = 2048
 
 
-def prepare(folder: Path, spec: NetworkSpec, batch: int, progress: Progress = lambda text: None) -> Workload:
-    """The workload of a network in `folder`, made if it is not there; `batch` rows of feeds.
+def prepare(
+    folder: Path, spec: NetworkSpec, batch: int, half: bool = False, progress: Progress = lambda text: None
+) -> Workload:
+    """The workload of a network in `folder`, made if it is not there; `batch` rows of feeds; `half`: float16 too.
 
     Raises:
         MissingDependency: a network without a ready-made bundle, and torch is not installed.
@@ -43,7 +47,7 @@ def prepare(folder: Path, spec: NetworkSpec, batch: int, progress: Progress = la
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        (_from_network if _has_torch() else _from_bundle)(work, spec, batch, progress)
+        (_from_network if _has_torch() else _from_bundle)(work, spec, batch, half, progress)
         os.replace(work, folder)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
@@ -57,7 +61,7 @@ def _has_torch() -> bool:
     return all(find_spec(name) is not None for name in ("torch", "safetensors"))
 
 
-def _from_network(work: Path, spec: NetworkSpec, batch: int, progress: Progress) -> None:
+def _from_network(work: Path, spec: NetworkSpec, batch: int, half: bool, progress: Progress) -> None:
     import torch
 
     progress("network")
@@ -69,7 +73,7 @@ def _from_network(work: Path, spec: NetworkSpec, batch: int, progress: Progress)
     with torch.no_grad():
         np.savez(work / "reference.npz", **cast("dict[str, Any]", _references(network, workload)))
     progress("graphs")
-    graphs, notes = export_graphs(network, work)
+    graphs, notes = export_graphs(network, work, half)
     Workload(**{**vars(workload), "graphs": graphs, "notes": notes}).save()
 
 
@@ -79,7 +83,7 @@ def _references(network: Network, workload: Workload) -> dict[str, np.ndarray]:
 
     from ..export.modules import DirectionGraph, EditGlobalGraph, SynthesizeU8Graph
 
-    modules = {
+    modules: dict[str, nn.Module] = {
         "synthesize": SynthesizeU8Graph(network.generator),
         "edit": EditGlobalGraph(network.generator, DirectionGraph(network.directions, network.sigma)),
     }
@@ -91,28 +95,41 @@ def _references(network: Network, workload: Workload) -> dict[str, np.ndarray]:
     return pictures
 
 
-def export_graphs(network: Network, work: Path) -> tuple[dict[str, str], tuple[str, ...]]:
-    """({graph: file}, notes): the two graphs of the tasks and a matrix product; a note says what is missing and why."""
+def export_graphs(network: Network, work: Path, half: bool) -> tuple[dict[str, str], tuple[str, ...]]:
+    """({graph: file}, notes) of the tasks, sliders and a matrix product; a note says what is missing and why."""
+    notes: tuple[str, ...] = ()
     try:
-        from ..export.graphs import GraphFactory
-        from ..export.onnx_writer import ModelMaker
-        from ..export.weights import WeightFile
+        graphs = _export(network, work, "fp32")
     except ImportError as error:
         return {}, (f"no ONNX graph was exported: {error.name} is not installed",)
-    factory, maker = GraphFactory(cast("Pack", network)), ModelMaker()
-    parts = {graph.name: graph for graph in (factory.style(), factory.synthesize(), factory.direction())}
-    (work / "graphs").mkdir()
-    weights = WeightFile(work / "graphs" / "weights.bin")
-    files = {}
+    if half:
+        try:
+            graphs |= _export(network, work, "fp16")
+        except StyleclipError as error:
+            notes = (f"no float16 graph: {error}",)
+    return graphs | {MATMUL: _write_matmul(work)}, notes
+
+
+def _export(network: Network, work: Path, precision: str) -> dict[str, str]:
+    """Files of the graphs of one precision, each precision with weights of its own."""
+    from ..export.recipe import Recipe, save
+    from ..export.weights import WeightFile
+
+    plain = precision == "fp32"
+    folder, prefix = f"graphs{'' if plain else '-fp16'}", "" if plain else HALF
+    (work / folder).mkdir()
+    weights = WeightFile(work / folder / "weights.bin")
     try:
-        for graph in (factory.synthesize_u8(), factory.edit_global()):
-            model = maker.model(graph, parts)
-            weights.take(model)
-            files[graph.name] = f"graphs/{graph.name}.onnx"
-            (work / files[graph.name]).write_bytes(model.SerializeToString(deterministic=True))
+        recipe = Recipe(cast("Pack", network), weights, precision, slider=plain)
+        factory = recipe.factory
+        parts = {graph.name: graph for graph in (factory.style(), factory.synthesize(), factory.direction())}
+        files = {}
+        for graph in (factory.synthesize_u8(), factory.edit_global(), *(build() for build in recipe.slice_graphs())):
+            files[prefix + graph.name] = f"{folder}/{graph.name.replace('/', '.')}.onnx"
+            save(recipe.maker.model(graph, parts), work / files[prefix + graph.name])
     finally:
         weights.close()
-    return files | {MATMUL: _write_matmul(work)}, ()
+    return files
 
 
 def _write_matmul(work: Path) -> str:
@@ -126,8 +143,8 @@ def _write_matmul(work: Path) -> str:
     return file
 
 
-def _from_bundle(work: Path, spec: NetworkSpec, batch: int, progress: Progress) -> None:
-    """The base install: the bundle of the same name, with feeds from its own graphs."""
+def _from_bundle(work: Path, spec: NetworkSpec, batch: int, half: bool, progress: Progress) -> None:
+    """The base install: the bundle of the same name, with feeds from its own graphs, in the precision that it has."""
     if spec.pack is None:
         raise MissingDependency(
             "a network of random weights needs torch: install `styleclip-rt[torch]`, or bench --pack toyfaces"
@@ -143,7 +160,7 @@ def _from_bundle(work: Path, spec: NetworkSpec, batch: int, progress: Progress) 
         z = rng.randn(batch, int(model["z_dim"])).astype(np.float32)
         w = bundle.run("mapping", z=z, psi=np.full(batch, 0.7, np.float32))["w"]
         delta_t = rng.randn(batch, int(model["clip"]["embed_dim"])).astype(np.float32)
-        inputs = {
+        inputs: dict[str, Any] = {
             "w": w,
             "s": bundle.run("style", w=w)["s"],
             "delta_t": delta_t / np.linalg.norm(delta_t, axis=1, keepdims=True),
@@ -151,7 +168,7 @@ def _from_bundle(work: Path, spec: NetworkSpec, batch: int, progress: Progress) 
             "beta": np.full(batch, 0.02, np.float32),  # random directions are less relevant than a text's
         }
         files = {name: bundle.manifest["graphs"][name]["file"] for name in TASKS.values()}
-    np.savez(work / "inputs.npz", **cast("dict[str, Any]", inputs))
+    np.savez(work / "inputs.npz", **inputs)
     os.symlink(found.path / "graphs", work / "graphs")
     notes = ("torch is not installed: no PyTorch baselines, and no accuracy against PyTorch",)
     Workload(work, vars(spec), channels_of(model), int(model["w_dim"]), batch, files, "", notes).save()
@@ -171,7 +188,13 @@ def main() -> None:
         sys.stderr.write(f"prepare: {text}\n")
         sys.stderr.flush()
 
-    prepare(Path(request["folder"]), NetworkSpec(**request["network"]), int(request["batch"]), progress)
+    prepare(
+        Path(request["folder"]),
+        NetworkSpec(**request["network"]),
+        int(request["batch"]),
+        bool(request.get("half")),
+        progress,
+    )
 
 
 if __name__ == "__main__":

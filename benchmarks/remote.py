@@ -60,7 +60,12 @@ class Worker:
 
     def _read(self) -> dict[str, Any]:
         expired = threading.Event()
-        timer = threading.Timer(self.patience_s, lambda: (expired.set(), self._process.kill()))
+
+        def stop() -> None:
+            expired.set()
+            self._process.kill()
+
+        timer = threading.Timer(self.patience_s, stop)
         timer.start()
         try:
             line = self._process.stdout.readline() if self._process.stdout else ""

@@ -21,7 +21,7 @@ from ..engines.errors import EngineError
 from . import startup
 from .machine import environment
 from .network import NetworkSpec
-from .plan import ORIGINAL, Options, Plan, make_plan
+from .plan import ORIGINAL, Options, Plan, make_plan, slider_subjects
 from .records import Record, Row
 from .remote import Worker
 from .samples import Alternating, calls_for
@@ -53,7 +53,7 @@ def bench(network: NetworkSpec, options: Options, progress: Progress = lambda te
     """Measure; see `Options`. Raises PackError, BundleError, MissingDependency where nothing can be prepared."""
     progress("prepare")
     plan = make_plan(options)
-    with prepared(network, max(8, *options.batches)) as folder:
+    with prepared(network, max(8, *options.batches), "fp16" in options.precisions) as folder:
         workload = read_workload(folder)
         about = {"network": network.label, "size": workload.size, "channels": workload.channels}
         about |= {"reference": workload.reference, "notes": list(workload.notes)}
@@ -61,18 +61,18 @@ def bench(network: NetworkSpec, options: Options, progress: Progress = lambda te
         record.left_out |= plan.left_out
         run = Run(options, record, workload, plan, progress)
         for task in options.tasks:
-            measure_task(run, task)
+            (measure_slider if task == "slider" else measure_task)(run, task)
         startup.measure(options, record, progress)
     return record
 
 
 @contextmanager
-def prepared(network: NetworkSpec, batch: int) -> Iterator[Path]:
+def prepared(network: NetworkSpec, batch: int, half: bool) -> Iterator[Path]:
     """The folder of the workload, made in a process of its own and removed in the end."""
     parent = Path(tempfile.mkdtemp(prefix="styleclip-rt-bench-"))
     try:
         folder = parent / network.key
-        request = json.dumps({"folder": str(folder), "network": asdict(network), "batch": batch})
+        request = json.dumps({"folder": str(folder), "network": asdict(network), "batch": batch, "half": half})
         command = [sys.executable, "-m", f"{__package__}.prepare", request]
         done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ})
         if done.returncode:
@@ -97,6 +97,26 @@ def measure_task(run: Run, task: str) -> None:
             time_batch(run, task, swept, batch)
         if task == "edit" or run.options.tasks == ("synthesize",):
             run_scenarios(run, task, {n: w for n, w in workers.items() if w.spec.role == "engine"})
+
+
+def measure_slider(run: Run, task: str) -> None:
+    """Steps of a slider from every cut in turns with the whole edit, on the fastest engine of this machine."""
+    edits = [row for row in run.record.rows if row["kind"] == "latency" and row["task"] == "edit" and row["batch"] == 1]
+    speed = {row["name"]: float(row["p50_ms"]) for row in edits}
+    engines = [spec for spec in run.plan.subjects[task] if spec.precision == "fp32"]
+    if not engines or not run.workload.cuts:
+        run.record.left_out[task] = "the network has no graphs of a slider" if engines else "no engine runs here"
+        return
+    whole = min(engines, key=lambda spec: speed.get(spec.name, float("inf")))
+    with ExitStack() as stack:
+        specs = [whole, *slider_subjects(run.workload.cuts, whole)]
+        workers = start_workers(run, stack, specs, task)
+        starts = {name: worker.ask("feed", batch=1) for name, worker in workers.items()}
+        turns = take_turns(run, task, workers, starts, 1, share=0.2)
+        for name, worker in workers.items():
+            row = make_row(run, task, worker, turns, starts[name], 1)
+            gain = turns.speedup(name, whole.name) if whole.name in workers else None
+            run.record.add(row | {"kind": "slider-step", "gain": gain, "speedup": None})
 
 
 def start_workers(run: Run, stack: ExitStack, specs: list[SubjectSpec], task: str) -> dict[str, Worker]:
@@ -146,11 +166,16 @@ def time_batch(run: Run, task: str, workers: dict[str, Worker], batch: int) -> d
 
 
 def take_turns(
-    run: Run, task: str, workers: dict[str, Worker], starts: dict[str, dict[str, float]], batch: int
+    run: Run,
+    task: str,
+    workers: dict[str, Worker],
+    starts: dict[str, dict[str, float]],
+    batch: int,
+    share: float = 1.0,
 ) -> Alternating:
     """All subjects in alternating order, each round; a subject that fails is out from then on."""
     turns, out = Alternating(tuple(workers)), set()
-    seconds = run.options.seconds / (1 if batch == 1 else 2)
+    seconds = share * run.options.seconds / (1 if batch == 1 else 2)
     for number in range(run.options.rounds):
         run.progress(f"{task}: batch {batch}, round {number + 1} of {run.options.rounds}")
         for name in turns.order(number):

@@ -33,9 +33,9 @@ _PEAK = re.compile(r"^peak_rss_mib=(\d+)$", re.MULTILINE)
 
 def measure(options: Options, record: Record, progress: Progress) -> None:
     """Rows of every extra that was asked for, on each of the project's engines; failures go to `left_out`."""
-    engines = [name for name in options.engines if name in ENGINE_NAMES] or [None]
+    engines: list[str | None] = [name for name in options.engines if name in ENGINE_NAMES]
     for extra in options.extras:
-        for engine in engines:
+        for engine in engines or [None]:
             label = ENGINE_NAMES.get(engine or "", "default engine")
             progress(f"{extra}: {label}")
             try:

@@ -10,9 +10,10 @@ import numpy as np
 
 from ..engines.errors import InputError
 from ..engines.select import engine_class
-from .workload import MATMUL, TASKS, Workload
+from ..engines.session import Engine
+from .workload import HALF, HEAD, MATMUL, TAIL, TASKS, Workload
 
-KINDS = ("torch", "aoti", "engine", "matmul", "copy")
+KINDS = ("torch", "aoti", "engine", "slider", "matmul", "copy")
 COPY_BYTES = 256 << 20
 
 
@@ -23,14 +24,14 @@ class SubjectSpec:
     Attributes:
         name: how rows call it.
         kind: one of `KINDS`.
-        task: "synthesize", "edit"; "matmul" or "copy" for a ceiling.
+        task: "synthesize", "edit", "slider"; "matmul" or "copy" for a ceiling.
         device: "cpu" or "cuda".
         library: the engine of `engine`; the library of a ceiling.
         technique: the switches of `baseline.Technique` that are on.
         compiled: mode of torch.compile, "" for none.
         precision: "fp32" or "fp16".
         threads: CPU threads.
-        graph: another graph of the workload than the task's own.
+        cut: where a slider starts, the name of a layer.
         role: "baseline", "technique" (a step of the waterfall), "engine", or "ceiling".
     """
 
@@ -43,7 +44,7 @@ class SubjectSpec:
     compiled: str = ""
     precision: str = "fp32"
     threads: int = 1
-    graph: str = ""
+    cut: str = ""
     role: str = "engine"
 
     @property
@@ -90,12 +91,34 @@ class EngineSubject(Subject):
 
     def __init__(self, spec: SubjectSpec, workload: Workload) -> None:
         super().__init__(spec, workload)
-        file = workload.file(spec.graph or TASKS[spec.task])
-        self.engine = engine_class(spec.library)(file, None, device=spec.device, threads=spec.threads)
+        prefix = HALF if spec.precision == "fp16" else ""
+        self.engine = self._load(prefix + TASKS[spec.task])
+
+    def _load(self, graph: str) -> Engine:
+        make = engine_class(self.spec.library)
+        return make(self.workload.file(graph), None, device=self.spec.device, threads=self.spec.threads)
 
     def call(self) -> Any:
         """One `Engine.run`, checks included, as a user pays for them."""
         return self.engine.run(self.feeds)["image_u8"]
+
+
+class SliderSubject(EngineSubject):
+    """One step of a slider: the synthesis from a cut on, with what enters the cut computed before."""
+
+    def __init__(self, spec: SubjectSpec, workload: Workload) -> None:
+        Subject.__init__(self, spec, workload)
+        self.engine, self.head = self._load(TAIL + spec.cut), self._load(HEAD + spec.cut)
+
+    def feed(self, batch: int) -> None:
+        """The head runs here, once."""
+        super().feed(batch)
+        self.feeds |= self.head.run(self.feeds)
+
+    def flop_and_bytes(self, batch: int) -> tuple[float, float]:
+        """Those of the layers from the cut on."""
+        total = self.workload.count("synthesize", batch, self.spec.itemsize, self.spec.cut)
+        return total.flop, total.bytes
 
 
 class MatmulSubject(Subject):
@@ -213,7 +236,12 @@ def make_subject(spec: SubjectSpec, workload: Workload) -> Subject:
         from .torch_subjects import TorchSubject
 
         return TorchSubject(spec, workload)
-    simple: dict[str, type[Subject]] = {"engine": EngineSubject, "matmul": MatmulSubject, "copy": CopySubject}
+    simple: dict[str, type[Subject]] = {
+        "engine": EngineSubject,
+        "slider": SliderSubject,
+        "matmul": MatmulSubject,
+        "copy": CopySubject,
+    }
     if spec.kind not in simple:
         raise InputError(f"unknown kind of subject {spec.kind!r}; expected one of {', '.join(KINDS)}")
     return simple[spec.kind](spec, workload)

@@ -3,7 +3,7 @@
 workload.json   what it is, the sizes of the network, the graphs' files
 inputs.npz      feeds: w, s, delta_t, alpha, beta
 reference.npz   uint8 pictures of PyTorch in FP32 on the first feeds, one array per task
-graphs/         ONNX: synthesize_u8, edit_global, matmul
+graphs/         ONNX: synthesize_u8, edit_global, heads and tails of a slider, matmul; graphs-fp16/ the same typed
 """
 
 from __future__ import annotations
@@ -22,8 +22,11 @@ from .network import NetworkSpec
 
 MANIFEST = "workload.json"
 TASKS = {"synthesize": "synthesize_u8", "edit": "edit_global"}
-FEEDS = {"synthesize": ("s",), "edit": ("w", "delta_t", "alpha", "beta")}
+FEEDS = {"synthesize": ("s",), "edit": ("w", "delta_t", "alpha", "beta"), "slider": ("s",)}
 MATMUL = "matmul"
+HEAD, TAIL = "synthesize_head/", "synthesize_tail/"
+HALF = "fp16:"
+"""Before the name of a graph that is typed in float16."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +69,16 @@ class Workload:
         if not self.reference:
             return None
         with np.load(self.path / "reference.npz") as file:
-            return np.asarray(file[task]) if task in file else None
+            return np.asarray(file[task if task in file else "synthesize"])
 
-    def count(self, task: str, batch: int, itemsize: int = 4) -> Count:
-        """FLOPs and least bytes of a run."""
-        return count(self.channels, self.w_dim, batch, itemsize, styles=task == "edit")
+    @property
+    def cuts(self) -> tuple[str, ...]:
+        """Layers from which a slider can start, lowest first."""
+        return tuple(name.removeprefix(TAIL) for name in self.graphs if name.startswith(TAIL))
+
+    def count(self, task: str, batch: int, itemsize: int = 4, start: str = "") -> Count:
+        """FLOPs and least bytes of a run, of the layers from `start` on where one is named."""
+        return count(self.channels, self.w_dim, batch, itemsize, styles=task == "edit", start=start)
 
     def save(self) -> None:
         """Write `workload.json`, the last file of a complete folder."""
