@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import onnx
 import onnx_ir as ir
@@ -19,7 +19,7 @@ from ..engines.spec import TensorSpec
 from .fuse import ADD_DIRECTION, ADD_OFFSET, OPSET, TO_U8, Part, fuse, glue
 from .graphs import Graph
 from .simplify import simplify
-from .weights import frozen_float32, known_gains, store_as_fp16
+from .weights import WeightFile, frozen_float32, known_gains
 
 TRACE_BATCH = 3  # neither 0 nor 1, which the exporter would specialise
 OUTPUT = "output."
@@ -27,35 +27,33 @@ DTYPES = {"float32": onnx.TensorProto.FLOAT, "int64": onnx.TensorProto.INT64, "u
 
 
 class ModelMaker:
-    """ONNX models of graphs; parts that several graphs share are traced once."""
+    """ONNX models of graphs, their weights in the shared file; parts that several graphs share are traced once."""
 
-    def __init__(self) -> None:
+    def __init__(self, weights: WeightFile) -> None:
+        self.weights = weights
         self.traced: dict[str, onnx.ModelProto] = {}
 
-    def model(self, graph: Graph, parts: dict[str, Graph]) -> onnx.ModelProto:
-        """The finished model of `graph` (weights still inside); `parts` are the graphs that fused ones are made of."""
+    def model(self, graph: Graph, parts: Mapping[str, Graph]) -> onnx.ModelProto:
+        """The finished model of `graph`; `parts` are the graphs that fused ones are made of."""
         if graph.name == "synthesize_u8":
             model = self.fused(graph, [self.part("synthesize", parts, {"s": "s"}), self.tail()])
         elif graph.name == "edit_global":
             model = self.fused(graph, self.global_parts(parts))
         elif graph.name.startswith("edit_mapper/"):
-            model = self.fused(graph, self.mapper_parts(graph.name.removeprefix("edit_"), parts))
+            model = self.fused(graph, self.mapper_parts(graph.name.removeprefix("edit_mapper/"), parts))
         else:
             model = onnx.ModelProto()
             model.CopyFrom(self.trace(graph))
         set_ports(model, graph)
-        onnx.checker.check_model(model)
         return model
 
     def trace(self, graph: Graph) -> onnx.ModelProto:
-        """The graph as the exporter gives it, cleaned, with fp16 weights; cached."""
+        """The graph as the exporter gives it, cleaned, its weights in the file; cached."""
         if graph.name not in self.traced:
-            model = clean(onnx_from_module(graph))
-            store_as_fp16(model, known_gains(graph.module))
-            self.traced[graph.name] = model
+            self.traced[graph.name] = clean(onnx_from_module(graph, self.weights))
         return self.traced[graph.name]
 
-    def part(self, name: str, parts: dict[str, Graph], feeds: dict[str, str]) -> Part:
+    def part(self, name: str, parts: Mapping[str, Graph], feeds: dict[str, str]) -> Part:
         """A traced graph as part of a fused one; the prefix is the graph's kind."""
         return Part(name.split("/")[0], self.trace(parts[name]), feeds)
 
@@ -64,7 +62,7 @@ class ModelMaker:
         """The uint8 ending."""
         return Part("tail", glue(TO_U8), {"image": image})
 
-    def global_parts(self, parts: dict[str, Graph]) -> list[Part]:
+    def global_parts(self, parts: Mapping[str, Graph]) -> list[Part]:
         """s' = style(w) + alpha * direction(delta_t, beta)."""
         return [
             self.part("style", parts, {"w": "w"}),
@@ -74,10 +72,19 @@ class ModelMaker:
             self.tail(),
         ]
 
-    def mapper_parts(self, mapper: str, parts: dict[str, Graph]) -> list[Part]:
-        """w' = w + strength * mapper(w)."""
+    def mapper_parts(self, name: str, parts: Mapping[str, Graph]) -> list[Part]:
+        """w' = w + strength * mapper(w), or s' = s + strength * mapper(s) for a mapper of style space."""
+        if f"style_mapper/{name}" in parts:
+            step = {"s": "style/s", "delta_s": "style_mapper/delta_s", "alpha": "strength"}
+            return [
+                self.part("style", parts, {"w": "w"}),
+                self.part(f"style_mapper/{name}", parts, {"s": "style/s"}),
+                Part("mix", glue(ADD_DIRECTION), step),
+                self.part("synthesize", parts, {"s": "mix/edited"}),
+                self.tail(),
+            ]
         return [
-            self.part(mapper, parts, {"w": "w"}),
+            self.part(f"mapper/{name}", parts, {"w": "w"}),
             Part("mix", glue(ADD_OFFSET), {"w": "w", "delta_w": "mapper/delta_w", "strength": "strength"}),
             self.part("style", parts, {"w": "mix/edited"}),
             self.part("synthesize", parts, {"s": "style/s"}),
@@ -90,13 +97,16 @@ class ModelMaker:
         return fuse(graph.name, parts, [value_info(spec) for spec in graph.inputs], f"tail/{graph.outputs[0].name}")
 
 
-def onnx_from_module(graph: Graph) -> onnx.ModelProto:
-    """Traces a graph's module with a free batch; PackError when the module is not float32 on the CPU."""
+def onnx_from_module(graph: Graph, weights: WeightFile | None = None) -> onnx.ModelProto:
+    """Traces a graph's module with a free batch; PackError when the module is not float32 on the CPU.
+
+    Large weights go to `weights` if given, else they stay inside the model.
+    """
     if not frozen_float32(graph.module):
         raise PackError(
             f"graph {graph.name!r}: export expects float32 weights on the CPU; load the pack with load_pack"
         )
-    feeds = graph.feeds(TRACE_BATCH, torch.Generator().manual_seed(0))
+    feeds = tuple(trace_feed(spec) for spec in graph.inputs)
     batch = torch.export.Dim("N", min=1, max=1 << 16)
     with quiet(), torch.no_grad():
         program = torch.onnx.export(
@@ -112,9 +122,18 @@ def onnx_from_module(graph: Graph) -> onnx.ModelProto:
         )
         if program is None:
             raise PackError(f"graph {graph.name!r}: the exporter gave no model; check torch and onnxscript")
-        model = ir.to_proto(simplify(program.model))
+        traced = simplify(program.model)
+        if weights is not None:
+            weights.take(traced, known_gains(graph.module))
+        model = ir.to_proto(traced)
     name_outputs(model, [spec.name for spec in graph.outputs])
     return model
+
+
+def trace_feed(spec: TensorSpec) -> Tensor:
+    """A feed of the right shape: the exporter looks at nothing else."""
+    shape = [TRACE_BATCH if isinstance(size, str) else size for size in spec.shape]
+    return torch.zeros(shape, dtype=getattr(torch, spec.dtype))
 
 
 def name_outputs(model: onnx.ModelProto, names: Sequence[str]) -> None:

@@ -8,14 +8,14 @@ multiplies; a runtime folds that product when it loads the graph. Anything else 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 F32 = NDArray[np.float32]
@@ -63,29 +63,6 @@ def halves(array: F32, gain: F32 | None) -> NDArray[np.float16] | None:
     return half if np.array_equal(back, array) else None
 
 
-def store_as_fp16(model: onnx.ModelProto, gains: Sequence[F32]) -> None:
-    """Replaces every float32 initialiser that factors by its fp16 part, a Cast, and a Mul by the gain, in place."""
-    nodes, initialisers = [], []
-    for tensor in model.graph.initializer:
-        found = None
-        if tensor.data_type == TensorProto.FLOAT and 4 * int(np.prod(tensor.dims)) >= EXTERNAL_BYTES:
-            found = factor(numpy_helper.to_array(tensor), gains)
-        if found is None:
-            initialisers.append(tensor)
-            continue
-        half, gain = found
-        initialisers.append(numpy_helper.from_array(half, f"{tensor.name}.f16"))
-        cast = tensor.name if gain is None else f"{tensor.name}.f32"
-        nodes.append(helper.make_node("Cast", [f"{tensor.name}.f16"], [cast], to=TensorProto.FLOAT))
-        if gain is not None:
-            initialisers.append(numpy_helper.from_array(gain, f"{tensor.name}.gain"))
-            nodes.append(helper.make_node("Mul", [cast, f"{tensor.name}.gain"], [tensor.name]))
-    rest = list(model.graph.node)
-    del model.graph.initializer[:], model.graph.node[:]
-    model.graph.initializer.extend(initialisers)
-    model.graph.node.extend([*nodes, *rest])
-
-
 class WeightFile:
     """One external-data file for many graphs; the same bytes are written once."""
 
@@ -94,7 +71,7 @@ class WeightFile:
         self.offsets: dict[str, int] = {}
         self.stream = path.open("wb")
 
-    def put(self, data: bytes) -> int:
+    def put(self, data: bytes | memoryview) -> int:
         """The offset of `data` in the file, appended unless it is already there."""
         key = hashlib.sha256(data).hexdigest()
         if key not in self.offsets:
@@ -104,33 +81,61 @@ class WeightFile:
             self.stream.write(data)
         return self.offsets[key]
 
-    def take(self, model: onnx.ModelProto) -> None:
-        """Moves the large initialisers of `model` into the file; the model must be saved beside it."""
-        for tensor in self.large(model):
-            data = numpy_helper.to_array(tensor).tobytes()  # little-endian, row-major
-            offset = self.put(data)
-            tensor.ClearField("raw_data")
-            for field in ("float_data", "int32_data", "int64_data", "external_data"):
-                tensor.ClearField(field)
-            tensor.data_location = TensorProto.EXTERNAL
-            for key, value in (("location", self.path.name), ("offset", offset), ("length", len(data))):
-                tensor.external_data.add(key=key, value=str(value))
+    def tensor(self, name: str, array: NDArray[Any]) -> ir.ExternalTensor:
+        """An ONNX tensor whose values are in the file, little-endian and row-major."""
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+        dtype = ir.DataType.from_numpy(array.dtype)
+        return ir.ExternalTensor(
+            self.path.name, self.put(data), len(data), dtype, shape=ir.Shape(array.shape), name=name
+        )
+
+    def take(self, model: ir.Model, gains: Sequence[F32]) -> None:
+        """Moves the large initialisers of a traced model into the file; what is saved of it must stand beside.
+
+        One that factors (see `factor`) becomes its fp16 part, a Cast, and a Mul by the gain. Nothing larger than one
+        tensor is copied, and no proto of the whole model ever exists: protobuf ends at 2 GB.
+        """
+        graph = model.graph
+        for name, value in list(graph.initializers.items()):
+            if value.const_value is None or value.const_value.nbytes < EXTERNAL_BYTES:
+                continue
+            array = value.const_value.numpy()
+            found = factor(array, gains) if array.dtype == np.float32 else None
+            if found is None:
+                value.const_value = self.tensor(name, array)
+                continue
+            half, gain = found
+            stored = initialiser(graph, self.tensor(f"{name}.f16", half))
+            nodes = [ir.node("Cast", [stored], {"to": ir.DataType.FLOAT.value})]
+            if gain is not None:
+                nodes.append(ir.node("Mul", [nodes[0].outputs[0], self.scale(graph, f"{name}.gain", gain)]))
+            graph.initializers.pop(name)
+            value.replace_all_uses_with(nodes[-1].outputs[0])
+            nodes[0].outputs[0].name, nodes[-1].outputs[0].name = f"{name}.f32", name
+            graph.insert_before(graph[0], nodes)
         self.stream.flush()
 
-    @staticmethod
-    def large(model: onnx.ModelProto) -> Iterator[TensorProto]:
-        """Initialisers that belong in the shared file."""
-        for tensor in model.graph.initializer:
-            width = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize
-            if int(np.prod(tensor.dims)) * width >= EXTERNAL_BYTES:
-                yield tensor
+    def scale(self, graph: ir.Graph, name: str, gain: F32) -> ir.Value:
+        """The gain of a factored weight as an initialiser: a scalar inside the graph, a long vector in the file."""
+        return initialiser(graph, self.tensor(name, gain) if gain.nbytes >= EXTERNAL_BYTES else ir.tensor(gain, name=name))
 
     def close(self) -> None:
         """Ends the file."""
         self.stream.close()
 
 
+def initialiser(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:
+    """Registers a tensor as an initialiser of the graph, under its own name."""
+    value = ir.Value(
+        name=tensor.name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+    )
+    graph.register_initializer(value)
+    return value
+
+
 def frozen_float32(module: nn.Module) -> bool:
-    """Whether every parameter and floating buffer is float32 on the CPU, as export expects."""
-    tensors = [*module.parameters(), *(b for b in module.buffers() if b.is_floating_point())]
-    return all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
+    """Whether everything is on the CPU, parameters float32 and floating buffers float32 or, in typed forms, float16."""
+    buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
+    typed = all(b.dtype in (torch.float32, torch.float16) for b in buffers)
+    tensors = [*module.parameters(), *buffers]
+    return typed and all(p.dtype == torch.float32 for p in module.parameters()) and all(t.is_cpu for t in tensors)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -12,7 +13,7 @@ torch = pytest.importorskip("torch", reason="the PyTorch path needs the extra 't
 from styleclip_rt.engines.spec import TensorSpec  # noqa: E402
 from styleclip_rt.export.graphs import Graph, normal, together  # noqa: E402
 from styleclip_rt.export.onnx_writer import onnx_from_module  # noqa: E402
-from styleclip_rt.export.weights import WeightFile, factor, known_gains, store_as_fp16  # noqa: E402
+from styleclip_rt.export.weights import WeightFile, factor, known_gains  # noqa: E402
 
 
 class Epsilon(torch.nn.Module):
@@ -91,20 +92,35 @@ def matmul_model(*weights):
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
-def test_fp16_storage_changes_no_result_and_keeps_other_weights():
+def moved(tmp_path, name, weights, model, gains=()):
+    """The model with its weights in the file, saved beside it."""
+    traced = ir.from_proto(model)
+    weights.take(traced, gains)
+    path = tmp_path / f"{name}.onnx"
+    path.write_bytes(ir.to_proto(traced).SerializeToString())
+    onnx.checker.check_model(str(path), full_check=True)
+    return path
+
+
+def test_fp16_storage_changes_no_result_and_keeps_other_weights(tmp_path):
     rng = np.random.default_rng(0)
-    exact = rng.normal(size=(20, 20)).astype(np.float16).astype(np.float32) * np.float32(0.3)
+    half = rng.normal(size=(20, 20)).astype(np.float16).astype(np.float32)
+    rows = rng.uniform(0.5, 2, 20).astype(np.float32)
     other = rng.normal(size=(20, 20)).astype(np.float32)
-    model = matmul_model(exact, other)
+    model = matmul_model(half * np.float32(0.3), half, half * rows[:, None], other)
     x = {"x": rng.normal(size=(2, 20)).astype(np.float32)}
     (before,) = onnx.reference.ReferenceEvaluator(model).run(None, x)
-    store_as_fp16(model, [np.asarray(0.3, np.float32)])
-    onnx.checker.check_model(model)
-    (after,) = onnx.reference.ReferenceEvaluator(model).run(None, x)
+    weights = WeightFile(tmp_path / "weights.bin")
+    path = moved(tmp_path, "m", weights, model, [np.asarray(0.3, np.float32), rows])
+    weights.close()
+    (after,) = onnx.reference.ReferenceEvaluator(str(path)).run(None, x)
     assert np.array_equal(before, after)
-    types = {t.name: t.data_type for t in model.graph.initializer}
-    assert types["w0.f16"] == TensorProto.FLOAT16
-    assert types["w1"] == TensorProto.FLOAT
+    types = {t.name: t.data_type for t in onnx.load(path, load_external_data=False).graph.initializer}
+    assert {types[f"w{i}.f16"] for i in range(3)} == {TensorProto.FLOAT16}
+    assert types["w3"] == TensorProto.FLOAT
+    assert "w1" not in types
+    half_bytes = 64 * -(-800 // 64)  # w0, w1 and w2 are one and the same fp16 matrix
+    assert (tmp_path / "weights.bin").stat().st_size == half_bytes + 1600
 
 
 def test_equal_weights_are_written_once_and_large_ones_aligned(tmp_path):
@@ -117,9 +133,8 @@ def test_equal_weights_are_written_once_and_large_ones_aligned(tmp_path):
         model = matmul_model(*arrays)
         x = rng.normal(size=(1, arrays[0].shape[0])).astype(np.float32)
         expected = onnx.reference.ReferenceEvaluator(model).run(None, {"x": x})[0]
-        weights.take(model)
-        (tmp_path / f"{name}.onnx").write_bytes(model.SerializeToString())
-        session = onnxruntime.InferenceSession(str(tmp_path / f"{name}.onnx"), providers=["CPUExecutionProvider"])
+        path = moved(tmp_path, name, weights, model)
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         assert np.allclose(session.run(None, {"x": x})[0], expected, rtol=1e-4, atol=1e-4)
     weights.close()
     assert sorted(weights.offsets.values()) == [0, 4096]
