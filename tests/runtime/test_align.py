@@ -148,7 +148,8 @@ CASES = {
     "all sides": ((90, 120), landmarks((45, 55), eyes=40, mouth=38, turn=-5), 64, 64),
     "reduced and padded": ((500, 640), landmarks((250, 300), eyes=150, mouth=160, turn=8), 64, 64),
     "all sides, several mirrors": ((40, 50), landmarks((20, 22), eyes=30, mouth=34), 64, 64),
-    "near a side": ((400, 300), landmarks((62, 150), eyes=30, mouth=30), 64, 64),
+    "three pixels from a side": ((400, 300), landmarks((63.2, 150), eyes=30, mouth=30), 64, 64),
+    "four pixels from a side": ((400, 300), landmarks((64.2, 150), eyes=30, mouth=30), 64, 64),
     "larger transform": ((400, 300), landmarks((200, 140), eyes=40, mouth=45, turn=20), 48, 192),
 }
 
