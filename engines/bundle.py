@@ -30,7 +30,7 @@ def open_bundle(
     Args:
         path: the directory that holds `bundle.json`.
         device: `"auto"` (CUDA where it runs, else the CPU, with the reason in `device_reason`), `"cpu"` or `"cuda"`.
-        engine: `"onnxruntime"` or `"openvino"`; None takes the first that is installed.
+        engine: one of `select.ENGINES`; None takes the best that really runs on the device.
         threads: per graph on CPU; None takes STYLECLIP_RT_THREADS, else the physical cores.
 
     Raises:
@@ -49,7 +49,8 @@ class Bundle:
         path: the directory.
         manifest: `bundle.json` as a dictionary, checked; treat it as read-only.
         graphs: names of the graphs, in the order of the manifest.
-        backend: the engine that runs them, `"onnxruntime"` or `"openvino"`.
+        backend: the engine that runs them, one of `select.ENGINES`; a graph that TensorRT, chosen by itself, cannot
+            build runs in ONNX Runtime, and its engine says so.
         device: `"cpu"` or `"cuda"`, where they run.
         device_reason: why that device, for example why CUDA was not taken.
         threads: CPU threads of each graph.
@@ -62,6 +63,7 @@ class Bundle:
         self.graphs: tuple[str, ...] = tuple(self._checked.graphs)
         choice = choose(device, engine)
         self.backend, self.device, self.device_reason = choice.engine, choice.device, choice.reason
+        self._fallback = choice.fallback
         self.threads = thread_count(threads)
         self._engines: dict[str, Engine] = {}
         self._loading = {name: threading.Lock() for name in self.graphs}
@@ -100,7 +102,7 @@ class Bundle:
             if self._closed:
                 raise EngineError(f"the bundle {self.path} is closed; open it again to run {name!r}.")
             if name not in self._engines:
-                make, file = engine_class(self.backend), self._checked.graph_files[name]
+                make, file = engine_class(self.backend, self._fallback), self._checked.graph_files[name]
                 self._engines[name] = make(file, spec, device=self.device, threads=self.threads)
             return self._engines[name]
 

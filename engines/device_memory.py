@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from .errors import EngineError, MissingDependency
+from .nvinfer import MEND_CUDA
 from .session import first_line
 
-MEND = "python -m pip install 'cuda-bindings>=12.6'"
 _NON_BLOCKING = 1  # a stream that does not wait for the legacy default stream
 _NO_TIMING = 2  # an event that only orders
 _PORTABLE = 1  # pinned memory that every context may use
@@ -200,7 +200,7 @@ def bindings() -> Any:
     try:
         from cuda.bindings import driver
     except ImportError as error:
-        raise MissingDependency(f"cuda-bindings cannot be imported ({first_line(error)}); run: {MEND}") from error
+        raise MissingDependency(f"cuda-bindings cannot be imported ({first_line(error)}); run: {MEND_CUDA}") from error
     return driver
 
 

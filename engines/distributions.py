@@ -18,6 +18,18 @@ ORT_DISTRIBUTIONS = (
     "ort-nightly",
 )
 
+# Each of these brings one of the import names of `nvinfer.MODULES`.
+TENSORRT_DISTRIBUTIONS = {
+    "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
+    "tensorrt_rtx": ("tensorrt-rtx", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12"),
+    "tensorrt_rtx_bindings": ("tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu12-bindings"),
+}
+
+
+def tensorrt_version(module: str) -> str:
+    """Version of the distribution behind an import name of TensorRT, "" if it is not known; imports nothing of it."""
+    return next(filter(None, map(distribution_version, TENSORRT_DISTRIBUTIONS.get(module, ()))), "")
+
 
 def distribution_version(name: str) -> str:
     """Version of an installed distribution, "" if there is none."""

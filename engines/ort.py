@@ -21,7 +21,7 @@ from .errors import EngineError, EngineUnavailable, MissingDependency
 from .session import Engine, agreed_spec, first_line, model_name
 from .spec import GraphSpec, TensorSpec
 
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 _ERRORS_ONLY = 3
 _DTYPES = {"float": "float32", "double": "float64", **{n: n for n in ("float16", "bool")}}
 _DTYPES |= {f"{sign}int{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
@@ -32,6 +32,8 @@ class OrtEngine(Engine):
     """One ONNX file in ONNX Runtime; external weights are memory-mapped by the library on CPU."""
 
     backend: ClassVar[str] = "onnxruntime"
+    providers: ClassVar[dict[str, str]] = {"cpu": "cpu", "cuda": "cuda"}
+    """device -> key of `PROVIDERS`."""
 
     def __init__(
         self, model: Path | bytes, spec: GraphSpec | None = None, device: str = "cpu", threads: int | None = None
@@ -43,7 +45,9 @@ class OrtEngine(Engine):
             EngineError: the file cannot be loaded.
             BundleError: the file is not what `spec` says.
         """
-        self._session = _open_session(model, device, thread_count(threads))
+        if device not in self.providers:
+            raise EngineUnavailable(f"the engine {self.backend!r} runs on {'/'.join(self.providers)}, not {device!r}.")
+        self._session = _open_session(model, self.providers[device], thread_count(threads))
         super().__init__(agreed_spec(spec, _spec_of(self._session, model_name(model)), model), device)
         self._outputs = [tensor.name for tensor in self.spec.outputs]
 
@@ -63,6 +67,16 @@ class OrtEngine(Engine):
         self._session = None
 
 
+class OrtTensorRtEngine(OrtEngine):
+    """ONNX Runtime's TensorRT provider: it builds plans of its own at every start, and keeps none on disk.
+
+    Its cache of plans would be read without any check of who wrote them.
+    """
+
+    backend: ClassVar[str] = "onnxruntime-tensorrt"
+    providers: ClassVar[dict[str, str]] = {"cuda": "tensorrt"}
+
+
 def version() -> str:
     """Version of ONNX Runtime; imports it.
 
@@ -74,8 +88,8 @@ def version() -> str:
 
 
 def unusable_reason(device: str) -> str:
-    """Why `device` cannot be had, "" if nothing speaks against it; cheap questions come first, and nothing is run."""
-    if device == "cuda" and cuda_driver().devices == 0:
+    """Why a key of `PROVIDERS` cannot be had, "" if nothing speaks against it; nothing is run."""
+    if device != "cpu" and cuda_driver().devices == 0:
         return cuda_driver().reason
     try:
         ort = _library()
@@ -83,25 +97,27 @@ def unusable_reason(device: str) -> str:
         return str(error)
     if PROVIDERS[device] not in ort.get_available_providers():
         return f"the installed onnxruntime {ort.__version__} has no {PROVIDERS[device]}"
-    return _cuda_libraries_missing() if device == "cuda" else ""
+    return "" if device == "cpu" else _libraries_missing(device)
 
 
-@lru_cache(maxsize=1)
-def _cuda_libraries_missing() -> str:
-    """Why the CUDA provider cannot be loaded, "" if it can.
+@lru_cache(maxsize=2)
+def _libraries_missing(device: str) -> str:
+    """Why the CUDA or TensorRT provider cannot be loaded, "" if it can.
 
-    The build for GPUs lists CUDA as available on every machine. Its provider library, loaded here by itself, names
+    The build for GPUs lists both as available on every machine. The provider's library, loaded here by itself, names
     the first library that is missing; a session would print that and go on with the CPU.
     """
     ort = _library()
-    name = "onnxruntime_providers_cuda.dll" if sys.platform == "win32" else "libonnxruntime_providers_cuda.so"
+    windows = sys.platform == "win32"
+    name = f"onnxruntime_providers_{device}.dll" if windows else f"libonnxruntime_providers_{device}.so"
     with stdout_to_stderr(), open(os.devnull, "w") as void, redirect_stdout(void):
         if hasattr(ort, "preload_dlls"):
             ort.preload_dlls()  # finds CUDA and cuDNN in the nvidia-* wheels where the system has none
     try:
         ctypes.CDLL(str(Path(ort.__file__).parent / "capi" / name))
     except OSError as error:
-        return f"the CUDA libraries are missing ({first_line(error)})"
+        kind = {"cuda": "CUDA", "tensorrt": "TensorRT 10"}[device]
+        return f"the {kind} libraries are missing ({first_line(error)})"
     return ""
 
 
@@ -129,7 +145,9 @@ def _open_session(model: Path | bytes, device: str, threads: int) -> Any:
         raise EngineUnavailable(f"ONNX Runtime cannot run on {device!r}: {reason}")
     ort, provider = _library(), PROVIDERS[device]
     source = model if isinstance(model, bytes) else str(model)
-    providers = list(dict.fromkeys((provider, PROVIDERS["cpu"])))
+    providers = list(
+        dict.fromkeys((provider, *([PROVIDERS["cuda"]] if device == "tensorrt" else []), PROVIDERS["cpu"]))
+    )
     try:
         with stdout_to_stderr(device != "cpu"):
             session = ort.InferenceSession(source, _options(ort, threads), providers=providers)

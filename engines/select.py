@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
+from pathlib import Path
 
-from .distributions import distribution_version, ort_clash, ort_repair
+from . import nvinfer
+from .distributions import distribution_version, ort_clash, ort_repair, tensorrt_version
 from .driver import cuda_driver
-from .errors import EngineUnavailable, InputError, MissingDependency, StyleclipError
+from .errors import BundleError, EngineError, EngineUnavailable, InputError, MissingDependency, StyleclipError
 from .openvino import OpenVinoEngine
-from .ort import OrtEngine, unusable_reason
+from .ort import OrtEngine, OrtTensorRtEngine, unusable_reason
 from .ort import version as ort_version
 from .session import Engine
+from .spec import GraphSpec
 from .trial import trial
 
 DEVICES = ("auto", "cpu", "cuda")
-ENGINES = ("onnxruntime", "openvino", "tensorrt")
+ENGINES = ("onnxruntime", "onnxruntime-tensorrt", "openvino", "tensorrt")
 
-_TENSORRT_REASON = "TensorRT is not yet run by this version of styleclip-rt"
 _ASKED = {"cpu": "the CPU was asked for", "cuda": "CUDA was asked for"}
 _GPU_EXTRA = "python -m pip install 'styleclip-rt[gpu]'"
 _OPENVINO_EXTRA = "python -m pip install 'styleclip-rt[openvino]'"
+_TENSORRT_10 = "python -m pip install 'tensorrt>=10.13,<11'"
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class BackendStatus:
         usable: a one-node graph has run there just now.
         reason: why it is not usable, or what is wrong although it is; "" if all is well.
         mend: the command that mends it; "" if there is nothing to mend, or no command that could.
+        note: what to know about it in any case; mostly "".
     """
 
     name: str
@@ -46,27 +51,46 @@ class BackendStatus:
     usable: bool
     reason: str = ""
     mend: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The engine and device to use, and a phrase that says why."""
+    """The engine and device to use, and a phrase that says why.
+
+    `fallback`: nobody named the engine, so a graph that it cannot build may run in ONNX Runtime instead.
+    """
 
     engine: str
     device: str
     reason: str
+    fallback: bool = False
+
+
+@dataclass(frozen=True)
+class _Backend:
+    """One engine on one device: its class, is it there, why does it not run ("" if it does), and what mends that."""
+
+    load: Callable[[], Callable[..., Engine]]
+    installed: Callable[[], bool]
+    version: Callable[[], str]
+    fault: Callable[[], str]
+    mend: Callable[[str], str]
+    clash: bool = False
+    note: str = ""
 
 
 def probe() -> list[BackendStatus]:
     """One row per engine and device, each tried with a one-node graph; imports every backend that is installed."""
-    return [_probe_ort_cpu(), _probe_ort_cuda(), _probe_openvino(), _probe_tensorrt()]
+    return [_status(name, device) for name, device in _BACKENDS]
 
 
 def choose(device: str = "auto", engine: str | None = None) -> Choice:
     """The engine and device for a bundle.
 
-    With `device="auto"` it is CUDA where CUDA runs, else the CPU, and the reason says why CUDA was not taken. With
-    `engine=None` it is ONNX Runtime where it is installed (it starts several times faster), else OpenVINO.
+    With `engine=None` and a device that is not `"cpu"` it is the first that really runs of TensorRT and ONNX Runtime
+    on CUDA; on the CPU ONNX Runtime where it is installed (it starts several times faster), else OpenVINO. With
+    `device="auto"` the CPU comes last, and the reason says why CUDA was not taken.
 
     Raises:
         InputError: a name that is not in `DEVICES` or `ENGINES`.
@@ -77,38 +101,111 @@ def choose(device: str = "auto", engine: str | None = None) -> Choice:
         raise InputError(f"unknown device {device!r}; the devices are: {', '.join(DEVICES)}.")
     if engine is not None and engine not in ENGINES:
         raise InputError(f"unknown engine {engine!r}; the engines are: {', '.join(ENGINES)}.")
-    if engine == "tensorrt":
-        raise EngineUnavailable(f"{_TENSORRT_REASON}; use engine='onnxruntime'.")
-    if engine is None:
-        engine = "openvino" if not _installed("onnxruntime") and _installed("openvino") else "onnxruntime"
+    if engine is not None:
+        return _named(device, engine)
+    installed = [name for name in _ORDER if _installed(name)]
+    if not installed:
+        raise MissingDependency(f"the engine 'onnxruntime' is not installed; run: {ort_repair()}")
+    return _best(device, installed)
+
+
+def engine_class(engine: str, fallback: bool = False) -> Callable[..., Engine]:
+    """What makes the `Engine` of a name that `choose` returned: (model, spec, device=, threads=) -> Engine."""
+    if engine == "tensorrt" and fallback:
+        return tensorrt_or_onnxruntime
+    return next(backend.load() for (name, _), backend in _BACKENDS.items() if name == engine)
+
+
+def tensorrt_or_onnxruntime(
+    model: Path | bytes, spec: GraphSpec | None = None, device: str = "cuda", threads: int | None = None
+) -> Engine:
+    """TensorRT where it can build `model` and the plan passes its gate, else ONNX Runtime, and says so once."""
+    try:
+        return _tensorrt_class()(model, spec, device, threads)
+    except BundleError:
+        raise
+    except EngineError as error:
+        instead = "cpu" if _cuda_trial() else "cuda"
+        engine = OrtEngine(model, spec, instead, threads)
+        _say_fallback(f"TensorRT is not used: {error}. ONNX Runtime runs the graph, on {instead!r}.")
+        return engine
+
+
+@lru_cache(maxsize=1)
+def _said() -> list[str]:
+    return []
+
+
+def _say_fallback(message: str) -> None:
+    """One warning a process, however many graphs fall back."""
+    if not _said():
+        warnings.warn(message, stacklevel=3)
+    _said().append(message)
+
+
+def _named(device: str, engine: str) -> Choice:
+    devices = [at for name, at in _BACKENDS if name == engine]
+    if device != "auto" and device not in devices:
+        other = "engine='onnxruntime' for CUDA" if device == "cuda" else "engine='onnxruntime' for the CPU"
+        place = {"cpu": "the CPU", "cuda": "CUDA"}[devices[0]]
+        raise EngineUnavailable(f"{_TITLES[engine]} runs on {place} here; use device={devices[0]!r}, or {other}.")
     if not _installed(engine):
-        mend = _OPENVINO_EXTRA if engine == "openvino" else ort_repair()
+        mend = _BACKENDS[engine, devices[0]].mend("not installed")
         raise MissingDependency(f"the engine {engine!r} is not installed; run: {mend}")
-    return _choose_openvino(device) if engine == "openvino" else _choose_ort(device)
-
-
-def engine_class(engine: str) -> Callable[..., Engine]:
-    """The `Engine` subclass of a name that `choose` returned."""
-    return {"onnxruntime": OrtEngine, "openvino": OpenVinoEngine}[engine]
-
-
-def _choose_ort(device: str) -> Choice:
-    if device == "cpu":
-        return Choice("onnxruntime", "cpu", _ASKED["cpu"])
-    reason = _cuda_trial()
+    if device == "cpu" or devices == ["cpu"]:
+        return Choice(engine, "cpu", _ASKED.get(device, f"{_TITLES[engine]} runs on the CPU"))
+    reason = _why_not(engine)
     if not reason:
-        return Choice("onnxruntime", "cuda", _ASKED["cuda"] if device == "cuda" else "CUDA runs here")
-    mend = _cuda_mend(reason)
-    reason += f"; run: {mend}" if mend else ""
-    if device == "cuda":
-        raise EngineUnavailable(f"device 'cuda' cannot be used: {reason}. Or use device='cpu'.")
-    return Choice("onnxruntime", "cpu", f"CUDA is not used: {reason}")
+        return Choice(engine, "cuda", _ASKED["cuda"] if device == "cuda" else f"{_TITLES[engine]} runs on CUDA here")
+    if device == "auto" and "cpu" in devices:
+        return Choice(engine, "cpu", f"CUDA is not used: {reason}")
+    way_out = "Or use device='cpu'" if "cpu" in devices else "Or use engine='onnxruntime'"
+    raise EngineUnavailable(f"device 'cuda' cannot be used: {reason}. {way_out}.")
 
 
-def _choose_openvino(device: str) -> Choice:
+def _best(device: str, installed: list[str]) -> Choice:
+    if device == "cpu" or installed == ["openvino"]:
+        return _named(device, "onnxruntime" if "onnxruntime" in installed else "openvino")
+    reasons = [cuda_driver().reason] if _no_card() else []
+    for name in installed if not reasons else ():
+        if (name, "cuda") not in _BACKENDS:
+            continue
+        reason = _why_not(name)
+        if not reason:
+            why = [f"{_TITLES[name]} runs on CUDA here", *reasons]
+            return Choice(name, "cuda", _ASKED["cuda"] if device == "cuda" else "; ".join(why), name == "tensorrt")
+        reasons.append(reason if name == "onnxruntime" else f"{_TITLES[name]} is not used: {reason}")
+    said = "; ".join(dict.fromkeys(reasons))
     if device == "cuda":
-        raise EngineUnavailable("OpenVINO runs on the CPU here; use device='cpu', or engine='onnxruntime' for CUDA.")
-    return Choice("openvino", "cpu", _ASKED.get(device, "OpenVINO runs on the CPU"))
+        raise EngineUnavailable(f"device 'cuda' cannot be used: {said}. Or use device='cpu'.")
+    cpu = next((name for name in installed if (name, "cpu") in _BACKENDS), None)
+    if cpu is None:
+        raise EngineUnavailable(f"no engine runs here: {said}. On the CPU: {ort_repair()}")
+    return Choice(cpu, "cpu", f"CUDA is not used: {said}")
+
+
+def _why_not(engine: str) -> str:
+    """Why `engine` does not run on CUDA, with the line that mends it; "" if it does."""
+    backend = _BACKENDS[engine, "cuda"]
+    fault = backend.fault()
+    mend = backend.mend(fault) if fault else ""
+    return f"{fault}; run: {mend}" if mend else fault
+
+
+def _status(name: str, device: str) -> BackendStatus:
+    backend = _BACKENDS[name, device]
+    installed = backend.installed()
+    fault = backend.fault() if installed else "not installed"
+    if not installed and device == "cuda" and cuda_driver().devices == 0:
+        fault = f"not installed; {cuda_driver().reason}"
+    clash = ort_clash() if backend.clash and (fault or device == "cpu") else ""
+    mend = backend.mend(fault or clash) if fault or clash else ""
+    try:
+        version = backend.version() if installed else ""
+    except StyleclipError:
+        version = ""
+    reason = "; ".join(filter(None, (fault, clash)))
+    return BackendStatus(name, device, installed, version, not fault, reason, mend, backend.note)
 
 
 @lru_cache(maxsize=1)
@@ -117,42 +214,117 @@ def _cuda_trial() -> str:
     return unusable_reason("cuda") or trial(OrtEngine, "cuda")
 
 
+@lru_cache(maxsize=1)
+def _ort_tensorrt_trial() -> str:
+    """The same for its TensorRT provider."""
+    return unusable_reason("tensorrt") or trial(OrtTensorRtEngine, "cuda")
+
+
+@lru_cache(maxsize=1)
+def _tensorrt_trial() -> str:
+    """Why TensorRT does not run, "" if it has just built, proven and run a trial graph. The driver is asked first."""
+    if cuda_driver().devices == 0:
+        return cuda_driver().reason
+    if not _has("cuda.bindings"):
+        return "cuda-bindings is not installed"
+    return trial(_tensorrt_class(), "cuda")
+
+
+def _tensorrt_class() -> Callable[..., Engine]:
+    from .trt import TensorRtEngine  # a third of a second that an edit on the CPU does not need
+
+    return TensorRtEngine
+
+
+def _no_card() -> bool:
+    """Whether there is no driver or no card, which no package index brings."""
+    return cuda_driver().devices == 0
+
+
 def _cuda_mend(reason: str) -> str:
-    if not reason or cuda_driver().devices == 0:
-        return ""  # a driver and a card come from no package index
+    if not reason or _no_card():
+        return ""
     return f"{ort_repair()} && {_GPU_EXTRA}" if ort_clash() else _GPU_EXTRA
 
 
-def _probe_ort_cpu() -> BackendStatus:
-    fault, clash = trial(OrtEngine, "cpu"), ort_clash()
-    mend = ort_repair() if fault or clash else ""
-    return _ort_status("cpu", fault, clash, mend)
+def _ort_tensorrt_mend(reason: str) -> str:
+    if not reason or _no_card():
+        return ""
+    return _TENSORRT_10 if "TensorRT 10 libraries" in reason else _cuda_mend(reason)
 
 
-def _probe_ort_cuda() -> BackendStatus:
-    fault = _cuda_trial()
-    return _ort_status("cuda", fault, ort_clash() if fault else "", _cuda_mend(fault))
+def _tensorrt_mend(reason: str) -> str:
+    if reason == "cuda-bindings is not installed":
+        return nvinfer.MEND_CUDA
+    missing = not nvinfer.installed() or "cannot be imported" in reason
+    return nvinfer.MEND if missing else ""
 
 
-def _ort_status(device: str, fault: str, clash: str, mend: str) -> BackendStatus:
-    reason = "; ".join(filter(None, (fault, clash)))
+def _installed(engine: str) -> bool:
+    if engine == "tensorrt":
+        return bool(nvinfer.installed())
+    return _has(engine.split("-")[0])
+
+
+def _has(module: str) -> bool:
     try:
-        version = ort_version()
-    except StyleclipError:
-        version = ""
-    return BackendStatus("onnxruntime", device, _installed("onnxruntime"), version, not fault, reason, mend)
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # its parent is not there
+        return False
 
 
-def _probe_openvino() -> BackendStatus:
-    installed, version = _installed("openvino"), distribution_version("openvino")
-    fault = trial(OpenVinoEngine, "cpu") if installed else "not installed"
-    return BackendStatus("openvino", "cpu", installed, version, not fault, fault, _OPENVINO_EXTRA if fault else "")
+def _ort_installed() -> bool:
+    return _installed("onnxruntime")
 
 
-def _probe_tensorrt() -> BackendStatus:
-    installed, version = _installed("tensorrt"), distribution_version("tensorrt")
-    return BackendStatus("tensorrt", "cuda", installed, version, False, _TENSORRT_REASON)
+_TITLES = {
+    "onnxruntime": "ONNX Runtime",
+    "onnxruntime-tensorrt": "ONNX Runtime's TensorRT provider",
+    "openvino": "OpenVINO",
+    "tensorrt": "TensorRT",
+}
+_ORDER = ("tensorrt", "onnxruntime", "openvino")
+"""What `choose` takes by itself, best first; the rest is taken by name only."""
 
-
-def _installed(module: str) -> bool:
-    return find_spec(module) is not None
+# The functions stand in lambdas so that what they do is looked up when it is asked.
+_BACKENDS: dict[tuple[str, str], _Backend] = {
+    ("onnxruntime", "cpu"): _Backend(
+        lambda: OrtEngine,
+        _ort_installed,
+        ort_version,
+        lambda: trial(OrtEngine, "cpu"),
+        lambda _: ort_repair(),
+        clash=True,
+    ),
+    ("onnxruntime", "cuda"): _Backend(
+        lambda: OrtEngine,
+        _ort_installed,
+        ort_version,
+        lambda: _cuda_trial(),
+        lambda fault: _cuda_mend(fault),
+        clash=True,
+    ),
+    ("onnxruntime-tensorrt", "cuda"): _Backend(
+        lambda: OrtTensorRtEngine,
+        _ort_installed,
+        ort_version,
+        lambda: _ort_tensorrt_trial(),
+        _ort_tensorrt_mend,
+        note="builds its plans anew at every start",
+    ),
+    ("openvino", "cpu"): _Backend(
+        lambda: OpenVinoEngine,
+        lambda: _installed("openvino"),
+        lambda: distribution_version("openvino"),
+        lambda: trial(OpenVinoEngine, "cpu"),
+        lambda _: _OPENVINO_EXTRA,
+    ),
+    ("tensorrt", "cuda"): _Backend(
+        _tensorrt_class,
+        lambda: _installed("tensorrt"),
+        lambda: tensorrt_version(nvinfer.installed()),
+        lambda: _tensorrt_trial(),
+        _tensorrt_mend,
+        note=nvinfer.LABEL,
+    ),
+}

@@ -67,7 +67,7 @@ def test_eight_threads_make_one_session(bundle, monkeypatch, tiny):
         made.append(args)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(bundle_module, "engine_class", lambda name: counting)
+    monkeypatch.setattr(bundle_module, "engine_class", lambda *names: counting)
 
     def work(i):
         together.wait()
@@ -135,7 +135,10 @@ def test_threads_come_from_the_argument_then_the_environment(bundle_dir, monkeyp
     ("arguments", "message"),
     [
         ({"device": "gpu"}, "unknown device 'gpu'; the devices are: auto, cpu, cuda"),
-        ({"engine": "ort"}, "unknown engine 'ort'; the engines are: onnxruntime, openvino, tensorrt"),
+        (
+            {"engine": "ort"},
+            "unknown engine 'ort'; the engines are: onnxruntime, onnxruntime-tensorrt, openvino, tensorrt",
+        ),
     ],
 )
 def test_unknown_names_list_the_valid_ones(bundle_dir, arguments, message):
