@@ -54,7 +54,7 @@ PASSES = (
     Pass("generator-fine", 64, 800, 16, 6e-4, False, 0.5),
     Pass("generator-noise", 64, 1600, 16, 2.5e-3, True, 0.3, 1.0),
     Pass("generator-detail", 64, 9000, 16, 3e-3, True, 0.3, 1.0, quiet=0.5, detail=3.0),
-    Pass("generator-crisp", 64, 1000, 16, 6e-4, False, 0.3, 1.0, quiet=0.75, detail=3.0),
+    Pass("generator-crisp", 64, 1500, 16, 8e-4, False, 0.3, 1.0, quiet=0.75, detail=8.0),
 )
 
 
