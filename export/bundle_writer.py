@@ -6,20 +6,26 @@ import datetime as dt
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import onnx
 import torch
+from torch import nn
 
 from ..engines.errors import PackError
 from ..engines.spec import GraphSpec
+from ..runtime.training.needs import NEEDS
+from ..runtime.training.networks.arcface import ArcFaceConfig
+from ..runtime.training.networks.clip import OPENAI_MEAN, OPENAI_STD
+from ..runtime.training.networks.e4e import E4EConfig
 from ..runtime.training.pack import Pack
 from ..runtime.training.pack_format import atomic_directory, sha256_of
+from .forms import form_for
 from .graphs import Graph, graph_list
-from .onnx_writer import ModelMaker
+from .recipe import Recipe
 from .verify import Check, check_graph
 from .weights import WeightFile
 
@@ -38,6 +44,9 @@ class Plan:
     prompts: dict[str, dict[str, Any]] = field(default_factory=dict)
     default_prompt: str | None = None
     mappers: tuple[str, ...] = ()
+    precision: str = "fp32"
+    form: str = "auto"
+    slider: bool = True
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,7 @@ class Row:
     bytes: int
     check: Check
     seconds: float
+    precision: Mapping[str, Any] = field(default_factory=lambda: {"type": "fp32"})
 
     def as_json(self) -> dict[str, Any]:
         """The graph's entry of bundle.json."""
@@ -57,6 +67,7 @@ class Row:
             "inputs": [spec.as_json() for spec in self.spec.inputs],
             "outputs": [spec.as_json() for spec in self.spec.outputs],
             "check": self.check.as_json(),
+            "precision": dict(self.precision),
             "export_s": round(self.seconds, 2),
             "bytes": self.bytes,
         }
@@ -85,7 +96,7 @@ def export_bundle(pack: Pack, plan: Plan, out: Path, progress: Progress = lambda
     if not builders:
         raise PackError(f"pack {pack.name!r} allows no graph; it holds {', '.join(pack.components) or 'nothing'}")
     with atomic_directory(out, MANIFEST) as folder:
-        rows = write_graphs(folder, builders, progress)
+        rows = write_graphs(folder, pack, plan, builders, progress)
         if pack.has("tokenizer"):
             shutil.copyfile(pack.file("tokenizer"), folder / "tokenizer.json")
         (folder / MANIFEST).write_text(json_text(manifest_of(pack, plan, rows, folder)), encoding="utf-8")
@@ -93,34 +104,45 @@ def export_bundle(pack: Pack, plan: Plan, out: Path, progress: Progress = lambda
     return Report(out, tuple(rows), total, missing, time.perf_counter() - start)
 
 
-def write_graphs(folder: Path, builders: list[Callable[[], Graph]], progress: Progress) -> list[Row]:
-    """Writes and checks every graph; the shared weights stand beside them, since ONNX readers refuse `../`."""
-    graphs = [build() for build in builders]
-    parts = {graph.name: graph for graph in graphs}
+def write_graphs(
+    folder: Path, pack: Pack, plan: Plan, builders: list[Callable[[], Graph]], progress: Progress = lambda name: None
+) -> list[Row]:
+    """Writes and checks every graph; the shared weights stand beside them, since ONNX readers refuse `../`.
+
+    Networks are loaded when a graph needs them and dropped when the next one does not: together they would take
+    gigabytes.
+    """
     (folder / "graphs").mkdir()
-    maker, weights = ModelMaker(), WeightFile(folder / "graphs" / WEIGHTS)
-    rows = []
+    weights = WeightFile(folder / "graphs" / WEIGHTS)
+    recipe, parts, rows = Recipe(pack, weights, plan.precision, plan.form, plan.slider), {}, []
     try:
-        for graph in graphs:
+        for build in [*builders, *recipe.slice_graphs()]:
+            graph = build()
+            pack.release(*unneeded(pack, graph.name))
             progress(graph.name)
-            rows.append(write_graph(folder, graph, maker, parts, weights))
+            rows.append(write_graph(folder, graph, recipe, parts))
+            parts[graph.name] = replace(graph, module=nn.Identity())  # traced by now: the network may go
     finally:
         weights.close()
     return rows
 
 
-def write_graph(folder: Path, graph: Graph, maker: ModelMaker, parts: dict[str, Graph], weights: WeightFile) -> Row:
+def unneeded(pack: Pack, graph: str) -> list[str]:
+    """Components that a graph does not use; the generator always stays, it draws the example feeds."""
+    return [part for part in pack.components if part not in (*NEEDS.get(graph, ()), "generator")]
+
+
+def write_graph(folder: Path, graph: Graph, recipe: Recipe, parts: Mapping[str, Graph]) -> Row:
     """Writes one graph file, has it checked by the ONNX checker and against PyTorch, and returns its row."""
     start = time.perf_counter()
-    model = maker.model(graph, parts)
-    weights.take(model)
     file = f"graphs/{graph.name.replace('/', '.')}.onnx"
     path = folder / file
-    path.write_bytes(model.SerializeToString(deterministic=True))
+    made = recipe.made(graph, parts, path)
     onnx.checker.check_model(str(path), full_check=True)
-    check = check_graph(graph, path)
-    size = path.stat().st_size + external_bytes(model)
-    return Row(GraphSpec(graph.name, graph.inputs, graph.outputs), file, size, check, time.perf_counter() - start)
+    check = made.check or check_graph(graph, path)
+    size = path.stat().st_size + external_bytes(made.model)
+    spec = GraphSpec(graph.name, graph.inputs, graph.outputs)
+    return Row(spec, file, size, check, time.perf_counter() - start, made.precision)
 
 
 def external_bytes(model: onnx.ModelProto) -> int:
@@ -139,7 +161,8 @@ def manifest_of(pack: Pack, plan: Plan, rows: list[Row], folder: Path) -> dict[s
         "created": dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
         "tool": tool_versions(),
         "pack": {"name": pack.name, "sha256": pack.sha256, "licences": pack.licences},
-        "precision": "fp32",
+        "precision": "fp16" if any(row.precision["type"] == "fp16" for row in rows) else "fp32",
+        "form": form_for(plan.form, plan.precision),
         "files": {
             path.relative_to(folder).as_posix(): {"sha256": sha256_of(path), "bytes": path.stat().st_size}
             for path in files
@@ -159,7 +182,7 @@ def model_entry(pack: Pack) -> dict[str, Any]:
     """Sizes of the model: what the runtime derives its shapes from. Parts that the pack lacks are left out."""
     entry: dict[str, Any] = {}
     if pack.has("generator"):
-        generator = pack.generator
+        generator = pack.layout
         entry |= {
             "resolution": generator.config.resolution,
             "num_ws": generator.num_ws,
@@ -171,19 +194,31 @@ def model_entry(pack: Pack) -> dict[str, Any]:
     if pack.has("statistics"):
         entry["psi"] = float(pack.config("statistics").get("psi", 0.7))
     if pack.has("clip"):
-        clip = pack.clip
-        entry["clip"] = {
-            "embed_dim": clip.embed_dim,
-            "image_size": clip.image_size,
-            "context_length": clip.context_length,
-            "mean": clip.preprocess.mean.flatten().tolist(),
-            "std": clip.preprocess.std.flatten().tolist(),
-        }
+        entry["clip"] = clip_entry(pack.config("clip"))
     if pack.has("inverter"):
-        entry["invert_size"] = pack.inverter.config.input_size
+        inverter = E4EConfig.from_dict(pack.config("inverter"))
+        entry["invert_size"] = inverter.input_size
+        if inverter.input_shape != (inverter.input_size,) * 2:
+            entry["invert_shape"] = list(inverter.input_shape)
     if pack.has("identity"):
-        entry["identify_size"] = pack.identity.config.input_size
+        entry["identify_size"] = ArcFaceConfig.from_dict(pack.config("identity")).input_size
     return entry
+
+
+def clip_entry(config: Mapping[str, Any]) -> dict[str, Any]:
+    """CLIP's sizes and normalisation."""
+    return {
+        "embed_dim": int(config["embed_dim"]),
+        "image_size": int(config["vision_cfg"]["image_size"]),
+        "context_length": int(config["text_cfg"].get("context_length", 77)),
+        "mean": float32_list(config.get("mean", OPENAI_MEAN)),
+        "std": float32_list(config.get("std", OPENAI_STD)),
+    }
+
+
+def float32_list(values: Sequence[float]) -> list[float]:
+    """The values as the network holds them."""
+    return [float(value) for value in torch.tensor(values, dtype=torch.float32)]
 
 
 def tool_versions() -> dict[str, str]:

@@ -4,10 +4,10 @@ float16 layers use the exact identity (a = max |s| per sample, m_o a power of tw
 
     y_o = conv(x * s/a, W_o/m_o) * d_o,    d_o = rsqrt(sum_i (s_i/a)^2 sum_k (W_oik/m_o)^2 + eps / (a m_o)^2)
 
-a and m cancel in the demodulation up to its eps, which therefore is divided by (a m_o)^2: nothing is approximated. With
-max |W_o/m_o| near 1/sqrt(9 Ci) neither the sum nor a product can overflow while x is in range. x itself is held in range
-by a power of two per tensor, measured (`ranges`): x = scale * stored, which every consumer undoes in its float32 factor
-(leaky ReLU commutes with a positive factor). So a generator without conv_clamp needs no clamp.
+a and m cancel in the demodulation up to its eps, which therefore is divided by (a m_o)^2: nothing is approximated.
+With max |W_o/m_o| near 1/sqrt(9 Ci) neither the sum nor a product can overflow while x is in range. x itself is held in
+range by a power of two per tensor, measured (`ranges`): x = scale * stored, which every consumer undoes in its float32
+factor (leaky ReLU commutes with a positive factor). So a generator without conv_clamp needs no clamp.
 
 Style normalisation, demodulation and the RGB skip are float32. A layer that float16 cannot compute well is an *island*:
 it runs in float32, and a tensor between two islands stays float32.
@@ -17,12 +17,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..runtime.training.networks.stylegan2 import SQRT2, Block, Generator, Layer, ToRGB
+from ..runtime.training.networks.stylegan2 import SQRT2, Generator, Layer, ToRGB
 from .forms import UpConvolution, UpRgb, convolve
 
 HALF = torch.float16
@@ -33,6 +34,7 @@ TINY = 1e-12
 Observer = Callable[[str, str, Tensor], None]
 """Called with (layer, quantity, tensor) while ranges are measured."""
 State = tuple[Tensor, "Tensor | None"]
+States = dict[str, State]
 
 
 def power_of_two(value: Tensor) -> Tensor:
@@ -88,7 +90,7 @@ class TypedLayer(nn.Module):
             self.register_buffer(key, tensor, persistent=False)
 
     def forward(self, x: Tensor, s: Tensor, peak: Tensor | None) -> Tensor:
-        """x [N,Ci,r,r], its style s [N,Ci] float32 (divided by `peak` [N,1] if the layer normalises) -> [N,Co,r',r']."""
+        """x [N,Ci,r,r], style s [N,Ci] float32 (divided by `peak` [N,1] if the layer normalises) -> [N,Co,r',r']."""
         x = x.to(self.dtype) * s.to(self.dtype)[:, :, None, None]
         y = convolve(F.conv2d, x, self.weight, padding=1) if self.up is None else self.up(x)
         eps = EPS if peak is None else self.eps / peak.square()
@@ -228,26 +230,24 @@ class TypedSynthesis(nn.Module):
             for i, name in enumerate(self.names)
         }
 
-    def states(self, s: Tensor) -> tuple[dict[str, State], Tensor]:
+    def states(self, s: Tensor, start: str | None = None, state: State | None = None) -> tuple[States, Tensor]:
         """({conv layer: the features and the RGB skip that enter it}, image).
 
         The features are as stored: in the dtype of the layer that made them, divided by its scale. The RGB skip is
-        float32 at the resolution of the block below; None for the first block.
+        float32 at the resolution of the block below; None for the first block. With `start` and the `state` that
+        enters that layer, what lies below is left out.
         """
         styles, states = self.styles(s), {}
-        x, rgb = self.const.expand(s.shape[0], -1, -1, -1), None
-        for name, block in self.generator.blocks.items():
-            assert isinstance(block, Block)
-            for part, _ in block.layers():
-                layer, (style, peak) = f"{name}.{part}", styles[f"{name}.{part}"]
-                if part != "torgb":
-                    states[layer] = (x, rgb)
-                    x = self.layers[key(layer)](x, style, peak)
-                else:
-                    skip = self.layers[key(layer)](x, style, peak)
-                    rgb = skip if rgb is None else skip + self.ups[name](rgb)
-        assert rgb is not None  # a generator has blocks
-        return states, rgb
+        x, rgb = state or (self.const.expand(s.shape[0], -1, -1, -1), None)
+        for name in self.names[self.names.index(start) if start else 0 :]:
+            block, part = name.split(".")
+            if part == "torgb":
+                skip = self.layers[key(name)](x, *styles[name])
+                rgb = skip if rgb is None else skip + self.ups[block](rgb)
+            else:
+                states[name] = (x, rgb)
+                x = self.layers[key(name)](x, *styles[name])
+        return states, cast(Tensor, rgb)
 
     def forward(self, s: Tensor) -> Tensor:
         """s [N,S] -> image [N,3,R,R] in -1..1, not clamped."""

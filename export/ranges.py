@@ -84,6 +84,7 @@ class Ranges:
         self.peaks: dict[str, dict[str, float]] = {}
 
     def __call__(self, layer: str, quantity: str, tensor: Tensor) -> None:
+        """Take a tensor into account."""
         row = self.peaks.setdefault(layer, {})
         row[quantity] = max(row.get(quantity, 0.0), float(tensor.abs().amax()))
 

@@ -117,7 +117,9 @@ class WeightFile:
 
     def scale(self, graph: ir.Graph, name: str, gain: F32) -> ir.Value:
         """The gain of a factored weight as an initialiser: a scalar inside the graph, a long vector in the file."""
-        return initialiser(graph, self.tensor(name, gain) if gain.nbytes >= EXTERNAL_BYTES else ir.tensor(gain, name=name))
+        return initialiser(
+            graph, self.tensor(name, gain) if gain.nbytes >= EXTERNAL_BYTES else ir.tensor(gain, name=name)
+        )
 
     def close(self) -> None:
         """Ends the file."""
