@@ -200,23 +200,23 @@ class Worker:
     @contextmanager
     def _slot(self, kind: type[Slot], key: tuple[Any, ...], batch: int) -> Iterator[Slot]:
         """The slot of `key`, made on first use; one in which a run failed is not used again."""
-        slot = self.slots.get(key)
-        if slot is None:
-            while len(self.slots) >= MAX_SLOTS:
-                self._drop(next(iter(self.slots)))
-            slot = self.slots[key] = kind(self.plan, batch, self.stream)
-        self.slots.move_to_end(key)
         try:
-            yield slot
-        except CudaError as error:
+            if key not in self.slots:
+                while len(self.slots) >= MAX_SLOTS:
+                    self._drop(next(iter(self.slots)))
+                self.slots[key] = kind(self.plan, batch, self.stream)
+            self.slots.move_to_end(key)
+            yield self.slots[key]
+        except BaseException as error:
             self._drop(key)
-            raise EngineError(f"graph {self.plan.spec.name!r} failed in TensorRT: {error}") from error
-        except BaseException:
-            self._drop(key)
+            if isinstance(error, CudaError):
+                raise EngineError(f"graph {self.plan.spec.name!r} failed in TensorRT: {error}") from error
             raise
 
     def _drop(self, key: tuple[Any, ...]) -> None:
-        slot = self.slots.pop(key)
+        slot = self.slots.pop(key, None)
+        if slot is None:  # it could not be made
+            return
         with suppress(EngineError):
             self.cuda.wait_event(slot.done)
             self.cuda.wait(self.stream)

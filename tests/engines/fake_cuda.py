@@ -66,6 +66,8 @@ class FakeDriver:
             with self.lock:
                 self.counts[name] += 1
                 if self.failures.get(name):
+                    if name == "cuStreamEndCapture":  # it ends even when it fails
+                        self.streams[arguments[0]].capture = None
                     return (self.failures[name],)
                 if not name.startswith(("cuInit", "cuCtx", "cuDevice", "cuDriver")):
                     if not self.stack():
