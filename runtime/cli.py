@@ -19,6 +19,10 @@ COMMANDS = {
         "styleclip_rt.export.command:export_command",
         "Export an engine bundle from a model pack (needs torch).",
     ),
+    "pack": (
+        "styleclip_rt.runtime.training.checkpoints.command:pack",
+        "Import public checkpoints into a model pack; look at one; verify it (needs torch).",
+    ),
     "demo": ("styleclip_rt.runtime.training.demo.command:demo", "Train or evaluate the embedded pack (needs torch)."),
     "bench": (
         "styleclip_rt.benchmarks.command:bench",

@@ -60,7 +60,9 @@ def import_directions(source: Source, generator: Generator, embed_dim: int | Non
         raise PackError(f"{what}: it holds {describe(source.tree)}; expected one table [rows, width of CLIP]")
     rows, width = table.shape
     if embed_dim is not None and width != embed_dim:
-        raise PackError(f"{what}: its rows have {width} values; the pack's CLIP gives {embed_dim}, so it is another CLIP")
+        raise PackError(
+            f"{what}: its rows have {width} values; the pack's CLIP gives {embed_dim}, so it is another CLIP"
+        )
     places, note = row_places(generator, rows, what)
     values, notes = clean_rows(np.asarray(table, dtype=np.float32))
     full = np.zeros((generator.style_channels, width), dtype=np.float32)
@@ -94,8 +96,8 @@ def row_places(generator: Generator, rows: int, what: str) -> tuple[Array, str]:
         return places[:rows], f"{rows} of {len(places)} convolution channels, up to layer {last}; the others never move"
     inside = layers[sum(end <= rows for end in ends)].name
     return places[:rows], (
-        f"{rows} of {len(places)} convolution channels, which ends inside layer {inside}: the table was cut, or belongs "
-        "to another generator"
+        f"{rows} of {len(places)} convolution channels, which ends inside layer {inside}: the table was cut, or "
+        "belongs to another generator"
     )
 
 
@@ -111,5 +113,7 @@ def clean_rows(table: Array) -> tuple[Array, list[str]]:
     off = int(((np.abs(lengths - 1) >= UNIT) & (lengths > 0)).sum())
     notes = [f"{int(broken.sum())} rows are not numbers; those channels never move"] if broken.any() else []
     if off:
-        notes.append(f"{off} rows are not of unit length (up to {lengths.max():.3g}); kept as they are, as the original does")
+        notes.append(
+            f"{off} rows are not of unit length (up to {lengths.max():.3g}); kept as they are, as the original does"
+        )
     return table, notes

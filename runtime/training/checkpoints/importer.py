@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,11 +16,12 @@ from ....engines.errors import InputError, PackError
 from ...archives import Source, describe, flat_arrays, listed, read_source
 from ...templates import STYLECLIP_TEMPLATES
 from ..networks.stylegan2 import Generator
-from ..pack import Pack, load_pack, resolve_pack
+from ..pack import Pack, load_pack
 from ..pack_format import MANIFEST, NAME, atomic_directory
 from ..pack_writer import Component, PackWriter, write_component
 from . import checks
 from .licences import UNKNOWN, hint, licence_of
+from .psp_files import compare_generators, generator_inside, options
 from .rows import Imported
 
 MODULES = {
@@ -170,7 +171,7 @@ def recognised(job: Job, source: Source) -> str:
     found = module_of(job.kind).recognises(source)
     if found is not None:
         return str(found)
-    others = {kind: name for kind in MODULES if kind != job.kind and (name := module_of(kind).recognises(source))}
+    others = {kind: name for kind in MODULES if kind != job.kind and (name := _recognises(kind, source))}
     if others:
         is_what = " and ".join(f"{name} (--{kind})" for kind, name in others.items())
         raise PackError(f"{source.path.name} was given with --{job.option}, but it is {is_what}")
@@ -178,6 +179,14 @@ def recognised(job: Job, source: Source) -> str:
         f"{source.path.name} was given with --{job.option}, but it is nothing of that kind: it holds "
         f"{describe(source.tree)} with {listed(flat_arrays(source.tree)) or 'no arrays'}"
     )
+
+
+def _recognises(kind: str, source: Source) -> str | None:
+    try:
+        found = module_of(kind).recognises(source)
+    except PackError:  # of that kind, but broken
+        return None
+    return None if found is None else str(found)
 
 
 class Assembly:
@@ -241,6 +250,22 @@ class Assembly:
             raise InputError("this needs a generator: give --generator, or --pack with a pack that has one")
         return self.pack.layout
 
+    def compared(self, source: Source | None, what: str) -> list[str]:
+        """Notes on the generator that came inside a file; PackError where pictures of the pack's would differ."""
+        inside = generator_inside(source) if source and "generator" in self.entries else None
+        if inside is None:
+            return []
+        try:
+            difference = compare_generators(inside, self.pack.tensors("generator"))
+        except PackError as error:
+            return [f"the generator inside could not be compared with the pack's: {error}"]
+        if difference is None or self.request.allow_other_generator or not difference.serious:
+            return [str(difference)] if difference else []
+        raise PackError(
+            f"{source.path.name if source else what}: {difference}. Import the generator that it came with, or take it "
+            "all the same with --allow-other-generator"
+        )
+
     def finish(self) -> None:
         """Settles templates, alignment and prompts, has the whole checked, and writes the manifest."""
         unused = set(self.request.licences) - {key for name in self.entries for key in (name, name.split("/")[0])}
@@ -277,8 +302,10 @@ def _clip(assembly: Assembly, job: Job, source: Source | None) -> list[Imported]
 
 
 def _inverter(assembly: Assembly, job: Job, source: Source | None) -> list[Imported]:
-    assert source is not None
-    return [module_of("inverter").import_inverter(source, assembly.request.inverter_kind)]
+    part = module_of("inverter").import_inverter(source, assembly.request.inverter_kind)
+    if assembly.request.alignment is None and faces_of_ffhq(source):
+        assembly.writer.alignment = {"kind": "ffhq"}
+    return [replace(part, notes=(*part.notes, *assembly.compared(source, "inverter")))]
 
 
 def _identity(assembly: Assembly, job: Job, source: Source | None) -> list[Imported]:
@@ -287,7 +314,10 @@ def _identity(assembly: Assembly, job: Job, source: Source | None) -> list[Impor
 
 def _mapper(assembly: Assembly, job: Job, source: Source | None) -> list[Imported]:
     layout = assembly.generator()
-    return [module_of("mapper").import_mapper(job.name, source, layout.num_ws, layout.config.w_dim)]
+    part = module_of("mapper").import_mapper(job.name, source, layout.num_ws, layout.config.w_dim)
+    name = part.component.removeprefix("mapper/")
+    assembly.writer.prompts.setdefault(name, module_of("mapper").prompt_entry(name, part.config))
+    return [replace(part, notes=(*part.notes, *assembly.compared(source, "mapper")))]
 
 
 def _directions(assembly: Assembly, job: Job, source: Source | None) -> list[Imported]:
@@ -303,6 +333,12 @@ def _statistics(assembly: Assembly, job: Job, source: Source | None) -> list[Imp
     if source is not None:
         return [module.import_statistics(source, network, sigma)]
     return [module.compute_statistics(network, sigma, sample_count(str(assembly.request.statistics)))]
+
+
+def faces_of_ffhq(source: Source | None) -> bool:
+    """Whether an encoder was trained on faces in FFHQ's alignment, by the data set in its options."""
+    stated = str((options(source) or {}).get("dataset_type", "")) if source else ""
+    return stated.startswith(("ffhq", "celeb"))
 
 
 IMPORTS: dict[str, Callable[[Assembly, Job, Source | None], list[Imported]]] = {

@@ -33,7 +33,7 @@ HINTS: dict[str, str] = {
     "inverter": "e4e's and pSp's repositories are MIT; the networks were trained against NVIDIA's non-commercial FFHQ "
     "generator",
     "identity": "the repository of model_ir_se50 (InsightFace_Pytorch) is MIT; its training faces are for research",
-    "mapper": "StyleCLIP's repository is MIT; the file also holds NVIDIA's non-commercial generator, which is not imported",
+    "mapper": "StyleCLIP's repository is MIT; NVIDIA's non-commercial generator, also in the file, is not imported",
     "directions": "StyleCLIP's repository is MIT",
     "statistics": "StyleCLIP's repository is MIT",
 }

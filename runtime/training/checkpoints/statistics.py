@@ -44,8 +44,12 @@ class Convention:
 
 
 CONVENTIONS = {
-    "tf": Convention("tf", None, "std (ddof 0) of S over w truncated to psi 0.7 in every layer, StyleCLIP's TensorFlow files"),
-    "torch": Convention("torch-cutoff8", 8, "std (ddof 0) of S over w truncated to psi 0.7 in layers below 8, StyleCLIP's PyTorch port"),
+    "tf": Convention(
+        "tf", None, "std (ddof 0) of S over w truncated to psi 0.7 in every layer, StyleCLIP's TensorFlow files"
+    ),
+    "torch": Convention(
+        "torch-cutoff8", 8, "std (ddof 0) of S over w truncated to psi 0.7 in layers below 8, StyleCLIP's PyTorch port"
+    ),
 }
 """By the word of the command line."""
 UNKNOWN = "unknown"
@@ -113,7 +117,9 @@ def compute_statistics(generator: Generator, sigma: str | None = None, samples: 
         raise InputError(f"{samples} samples were asked for; a standard deviation needs at least 2")
     convention = named(sigma or "tf")
     draws = (w_plus(generator, w, convention, 1.0) for w in drawn(generator, samples))
-    content = moments_of(tqdm(draws, "style statistics", -(-samples // BATCH), unit="batch", disable=None, delay=2), generator)
+    content = moments_of(
+        tqdm(draws, "style statistics", -(-samples // BATCH), unit="batch", disable=None, delay=2), generator
+    )
     config = {**recorded(convention), "samples": samples, "seed": SEED}
     return Imported("statistics", content, config, "measured on import", "as the generator's")
 
@@ -129,7 +135,12 @@ def recorded(convention: Convention | None) -> dict[str, Any]:
     """The config of statistics that follow a convention; None: an unknown one."""
     if convention is None:
         return {"convention": UNKNOWN, "psi": PSI}
-    return {"convention": convention.name, "psi": PSI, "cutoff": convention.cutoff, "description": convention.description}
+    return {
+        "convention": convention.name,
+        "psi": PSI,
+        "cutoff": convention.cutoff,
+        "description": convention.description,
+    }
 
 
 # From samples --------------------------------------------------------------------------------------------------------
@@ -238,14 +249,16 @@ def judged(std: Tensor, generator: Generator, stated: Convention | None) -> tupl
     if found is not None:
         return found, []
     return None, [
-        f"the sigmas are {min(ratios):.2g} to {max(ratios):.2g} times those that this generator gives (tf): they belong "
-        "to another generator or another convention; state it with --sigma, or measure with --statistics compute"
+        f"the sigmas are {min(ratios):.2g} to {max(ratios):.2g} times those that this generator gives (tf): they belong"
+        + " to another generator or convention; state it with --sigma, or measure with --statistics compute"
     ]
 
 
 def found_convention(std: Tensor, generator: Generator) -> tuple[Convention | None, list[float]]:
     """(the convention whose sigma fits every layer, or None; the layers' median ratios to "tf")."""
-    own = moments_of((w_plus(generator, w, CONVENTIONS["tf"], 1.0) for w in drawn(generator, PROBE)), generator)["s_std"]
+    own = moments_of((w_plus(generator, w, CONVENTIONS["tf"], 1.0) for w in drawn(generator, PROBE)), generator)[
+        "s_std"
+    ]
     layers = [layer for layer in generator.style_layers if layer.kind == "conv"]
     ratios = []
     for layer in layers:
