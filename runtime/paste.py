@@ -23,6 +23,7 @@ FEATHER = 0.12  # width of the seam along the crop's border; this and the next t
 WIDEN, SOFTEN = 0.03, 0.02  # of the changed part
 UNCHANGED, CHANGED = 8, 32  # levels of 255 by which pixels differ: up to the first nothing, from the second all
 MASK_PIXELS = 256
+LARGEST = 4096  # pixels a side that a crop is enlarged to before it is warped
 BAND_PIXELS = 1_000_000  # the photo is worked on in bands of about this many pixels, which bounds the memory
 
 
@@ -41,7 +42,7 @@ def paste_crop(photo: Image.Image, edited: Image.Image, quad: F64, mask: Image.I
     crop to paste; None for all of it.
     """
     out = _copy(photo)
-    edited = _no_larger(edited, quad)
+    edited = _to_scale(edited, quad)
     for box in _bands(photo.size, quad):
         share = seam_mask(photo.size, quad, box)
         if mask is not None:
@@ -100,10 +101,10 @@ def _warped(crop: Image.Image, quad: F64, box: tuple[int, int, int, int]) -> Ima
     return crop.transform(size, Image.Transform.AFFINE, tuple(map(float, rows)), Image.Resampling.BICUBIC)
 
 
-def _no_larger(crop: Image.Image, quad: F64) -> Image.Image:
-    """The crop reduced to the size that it has in the photo; the warp interpolates and would alias."""
-    side = max(1, round(float(np.hypot(*(quad[3] - quad[0])))))
-    return crop.resize((side, side), Image.Resampling.LANCZOS) if side < crop.width else crop
+def _to_scale(crop: Image.Image, quad: F64) -> Image.Image:
+    """The crop at the size that it has in the photo, so that the warp only turns and shifts it."""
+    side = max(1, min(round(float(np.hypot(*(quad[3] - quad[0])))), max(LARGEST, crop.width)))
+    return crop.resize((side, side), Image.Resampling.LANCZOS)
 
 
 def _bands(size: tuple[int, int], quad: F64) -> Iterator[tuple[int, int, int, int]]:

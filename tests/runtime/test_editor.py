@@ -10,8 +10,11 @@ from PIL import Image
 
 from styleclip_rt.engines.errors import BundleError, ImageError, InputError
 from styleclip_rt.runtime import edits, images, store
+from styleclip_rt.runtime.align import aligned_crop, face_square
 from styleclip_rt.runtime.editor import Editor
 from styleclip_rt.runtime.steps import plan
+
+from .align_faces import landmarks, noise_photo, smooth_photo
 
 
 def inverted(editor, photo: Image.Image) -> np.ndarray:
@@ -218,3 +221,131 @@ def test_home_follows_the_environment(monkeypatch, tmp_path):
 def test_export_folders_have_plain_names(home):
     assert store.export_folder("toyfaces", "bob-cut") == home / "bundles" / "toyfaces-bob-cut"
     assert store.export_folder("toyfaces", "../../etc x").parent == home / "bundles"
+
+
+# Where the face is, and the way back into the photo -------------------------------------------------------------------
+
+
+@pytest.fixture
+def aligned(make_bundle, opened, monkeypatch):
+    monkeypatch.delenv("STYLECLIP_RT_LANDMARKS", raising=False)
+    return Editor.open(make_bundle("aligned", alignment={"kind": "ffhq", "output_size": 32}))
+
+
+LEFT, RIGHT = landmarks((120, 90), eyes=30, mouth=32, turn=20), landmarks((300, 110), eyes=32, mouth=31)
+
+
+def test_a_photo_is_aligned_before_it_is_inverted(aligned):
+    photo = noise_photo(400, 240)
+    result = aligned.edit(photo, "glasses", landmarks=LEFT)
+    crop = aligned_crop(photo, face_square(LEFT), 32)
+    np.testing.assert_array_equal(np.asarray(result.frame.crop), np.asarray(images.centre_square(crop, 8)))
+    np.testing.assert_array_equal(result.w, aligned.invert(result.frame.crop))
+    np.testing.assert_allclose(result.frame.quad, face_square(LEFT).corners + 0.5)
+    assert (result.frame.face, result.frame.faces, result.pasted) == (1, 1, None)
+    assert list(result.timings)[:3] == ["decode", "align", "invert"]
+
+
+def test_several_faces_are_chosen_by_rule_or_by_number(aligned):
+    photo = noise_photo(400, 240)
+    by_rule = aligned.edit(photo, "glasses", landmarks=[RIGHT, LEFT])
+    assert (by_rule.frame.face, by_rule.frame.faces) == (1, 2)
+    assert "2 faces; this is number 1 from the left" in by_rule.notes[0]
+    second = aligned.edit(photo, "glasses", landmarks=[RIGHT, LEFT], face=2)
+    np.testing.assert_allclose(second.frame.quad, face_square(RIGHT).corners + 0.5)
+    assert second.notes == ()
+
+
+def test_a_finder_serves_in_place_of_landmarks(aligned):
+    photo = noise_photo(400, 240)
+    for found in ({"landmarks": lambda image: [LEFT]}, {}):
+        aligned.finder = lambda image: [LEFT]
+        result = aligned.edit(photo, "glasses", **found)
+        np.testing.assert_allclose(result.frame.quad, face_square(LEFT).corners + 0.5)
+    with pytest.raises(ImageError, match="no face was found"):
+        aligned.edit(photo, "glasses", landmarks=lambda image: [])
+
+
+@pytest.mark.parametrize("settings", [{"landmarks": LEFT}, {"face": 1}], ids=str)
+def test_no_alignment_and_a_face_contradict_each_other(aligned, settings):
+    with pytest.raises(InputError, match="--no-align"):
+        aligned.edit(noise_photo(400, 240), align=False, **settings)
+
+
+def test_landmarks_align_for_any_bundle_and_that_is_noted(editor):
+    result = editor.edit(noise_photo(400, 240), "glasses", landmarks=LEFT)
+    assert result.frame.face == 1
+    assert "asks for no alignment" in result.notes[0]
+    editor.finder = None
+    for asked in ({"align": True}, {"face": 1}):
+        with pytest.raises(InputError, match="nothing says where the face is"):
+            editor.edit(noise_photo(400, 240), **asked)
+
+
+@pytest.mark.parametrize("paste", [True, "crop"])
+def test_the_edit_goes_back_into_the_whole_photo(aligned, paste):
+    photo = noise_photo(400, 240)
+    result = aligned.edit(photo, "glasses", alpha=20, landmarks=LEFT, paste=paste)
+    out, before = np.asarray(result.pasted, int), np.asarray(photo, int)
+    assert result.pasted.size == photo.size
+    assert (out != before).any()
+    left, top = result.frame.quad.min(axis=0)
+    right, bottom = result.frame.quad.max(axis=0)
+    out[int(top) : int(bottom) + 1, int(left) : int(right) + 1] = 0
+    before[int(top) : int(bottom) + 1, int(left) : int(right) + 1] = 0
+    np.testing.assert_array_equal(out, before)
+    assert "paste" in result.timings
+
+
+def test_alpha_zero_pasted_is_the_photo(aligned, editor):
+    photo = noise_photo(400, 240)
+    for some_editor, place in ((aligned, {"landmarks": LEFT}), (editor, {})):
+        result = some_editor.edit(photo, "glasses", alpha=0, paste=True, **place)
+        np.testing.assert_array_equal(np.asarray(result.pasted), np.asarray(photo))
+
+
+def test_the_centred_square_goes_back_as_well(editor):
+    photo = noise_photo(60, 40)
+    result = editor.edit(photo, "glasses", paste="crop")
+    np.testing.assert_array_equal(result.frame.quad, [(10, 0), (10, 40), (50, 40), (50, 0)])
+    out = np.asarray(result.pasted, int)
+    np.testing.assert_array_equal(out[:, :10], np.asarray(photo)[:, :10])
+    np.testing.assert_array_equal(out[:, 50:], np.asarray(photo)[:, 50:])
+    whole = np.asarray(result.image.resize((40, 40), Image.Resampling.LANCZOS), int)
+    np.testing.assert_array_equal(out[:, 18:42], whole[:, 8:32])
+
+
+def test_landmarks_and_paste_are_in_the_upright_photo(aligned, tmp_path):
+    upright = noise_photo(400, 240)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored turned by a quarter to the left
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+    turned = aligned.edit(tmp_path / "turned.png", "glasses", alpha=9, landmarks=LEFT, paste=True)
+    straight = aligned.edit(upright, "glasses", alpha=9, landmarks=LEFT, paste=True)
+    assert turned.pasted.size == (400, 240)
+    np.testing.assert_array_equal(np.asarray(turned.pasted), np.asarray(straight.pasted))
+    assert not turned.pasted.getexif()
+
+
+def test_a_large_jpeg_is_pasted_at_its_own_resolution(editor, tmp_path):
+    smooth_photo(1600, 1200).save(tmp_path / "large.jpg", quality=95)
+    assert editor.edit(tmp_path / "large.jpg", "glasses").frame.photo.width < 1600  # decoded reduced
+    result = editor.edit(tmp_path / "large.jpg", "glasses", alpha=0, paste=True)
+    assert result.pasted.size == (1600, 1200)
+    np.testing.assert_array_equal(np.asarray(result.pasted), np.asarray(images.read_image(tmp_path / "large.jpg")))
+
+
+def test_pasting_keeps_the_limits_on_pixels(editor):
+    with pytest.raises(ImageError, match="at most 120 million"):
+        editor.edit(Image.new("1", (12000, 12000)), "glasses", paste=True)
+
+
+def test_an_unknown_way_to_paste_is_refused_before_any_work(editor, photo):
+    with pytest.raises(InputError, match="paste"):
+        editor.edit(photo, "glasses", paste="everything")
+    assert not editor.bundle.runs
+
+
+def test_a_bundle_of_an_unknown_alignment_does_not_open(make_bundle, opened):
+    with pytest.raises(BundleError, match="none, ffhq"):
+        Editor.open(make_bundle("odd", alignment={"kind": "cats"}))
