@@ -114,7 +114,9 @@ def write_graphs(
     """
     (folder / "graphs").mkdir()
     weights = WeightFile(folder / "graphs" / WEIGHTS)
-    recipe, parts, rows = Recipe(pack, weights, plan.precision, plan.form, plan.slider), {}, []
+    recipe = Recipe(pack, weights, plan.precision, plan.form, plan.slider)
+    parts: dict[str, Graph] = {}
+    rows = []
     try:
         for build in [*builders, *recipe.slice_graphs()]:
             graph = build()

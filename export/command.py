@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,12 @@ from ..runtime.prompts import slug
 from ..runtime.store import export_folder
 from ..runtime.training.pack import Pack, load_pack
 from .bundle_writer import Plan, Report, export_bundle
+from .form_bench import fastest_form
+from .forms import FORMS
 from .graphs import graph_list
+from .precision import PRECISIONS
 from .prompts import make_plan
+from .slider import slice_names
 
 
 @click.command(
@@ -36,6 +41,21 @@ from .prompts import make_plan
 @click.option("--pack", "pack_name", default="toyfaces", show_default=True, metavar="NAME|DIR", help="Model pack.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Folder of the bundle.")
 @click.option("--neutral", metavar="TEXT", help="What the prompts are compared with, in place of the recorded text.")
+@click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    default="fp32",
+    show_default=True,
+    help="Arithmetic of the graphs; auto: fp16 where a graph passes its limits.",
+)
+@click.option(
+    "--form",
+    type=click.Choice(["auto", *FORMS, "measure"]),
+    default="auto",
+    show_default=True,
+    help="How up-sampling convolutions are written; auto: the recorded table, measure: time all of them here.",
+)
+@click.option("--slider/--no-slider", default=True, show_default=True, help="Also export the graphs of sliders.")
 @click.option("--name", metavar="NAME", help="Name of the bundle; the pack's name if not given.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on stdout; progress goes to stderr.")
 @click.option("--dry-run", is_flag=True, help="Say what would be exported and where; write nothing.")
@@ -46,6 +66,9 @@ def export_command(
     out: Path | None,
     neutral: str | None,
     name: str | None,
+    precision: str,
+    form: str,
+    slider: bool,
     as_json: bool,
     dry_run: bool,
 ) -> None:
@@ -53,6 +76,8 @@ def export_command(
     try:
         pack = load_pack(pack_name)
         plan = make_plan(pack, [*prompts, *(pack.prompts if all_prompts else ())], neutral, name)
+        form = fastest_form(pack, precision) if form == "measure" and not dry_run else form
+        plan = replace(plan, precision=precision, form=form, slider=slider)
         folder = out or export_folder(pack.name, slug(plan.default_prompt or "all"))
         if dry_run:
             click.echo(as_text(dry_report(pack, plan, folder), as_json))
@@ -66,7 +91,8 @@ def export_command(
 
 def run_export(pack: Pack, plan: Plan, folder: Path) -> Report:
     """Exports with a progress bar on stderr."""
-    count = len(graph_list(pack, plan.mappers)[0])
+    slices = slice_names(pack.layout) if plan.slider and pack.has("generator") else []
+    count = len(graph_list(pack, plan.mappers)[0]) + len(slices)
     started: list[str] = []
     bar: Any = click.progressbar(
         length=count, label="exporting", file=sys.stderr, item_show_func=lambda name: str(name or "")
@@ -91,6 +117,9 @@ def dry_report(pack: Pack, plan: Plan, folder: Path) -> dict[str, Any]:
         "default_prompt": plan.default_prompt,
         "prompts": list(plan.prompts),
         "mappers": list(plan.mappers),
+        "precision": plan.precision,
+        "form": plan.form,
+        "slider": plan.slider,
         "missing": missing,
     }
 
@@ -118,15 +147,16 @@ def report_dict(report: Report, plan: Plan) -> dict[str, Any]:
 
 def table_text(report: Report, plan: Plan) -> str:
     """The closing table: graph, size, error, PSNR or cosine, time."""
-    lines = [f"{'graph':24} {'size':>9}  {'max error':>10}  {'PSNR/cosine':>11}  {'time':>6}"]
+    lines = [f"{'graph':28} {'size':>9}  {'max error':>10}  {'PSNR/cosine':>11}  {'time':>6}"]
     for row in report.rows:
         check = row.check
         cosine = check.metric == "min_cosine"
-        error = f"{1 - check.value:.1e}" if cosine else f"{check.value:.1e}"
+        error = f"{1 - check.value:.1e}" if cosine else f"{check.value:.1e}" if check.metric != "min_psnr_db" else ""
         quality = f"{check.value:.6f}" if cosine else "" if check.psnr_db is None else f"{check.psnr_db:.1f} dB"
         size = f"{row.bytes / 1e6:.2f} MB"
-        lines.append(f"{row.spec.name:24} {size:>9}  {error:>10}  {quality:>11}  {row.seconds:>4.1f} s")
-    lines.append(f"{'in all, weights shared':24} {report.total_bytes / 1e6:>6.2f} MB{report.seconds:>35.1f} s")
+        kind = row.precision["type"]
+        lines.append(f"{row.spec.name:28} {size:>9}  {error:>10}  {quality:>11}  {row.seconds:>4.1f} s  {kind}")
+    lines.append(f"{'in all, weights shared':28} {report.total_bytes / 1e6:>6.2f} MB{report.seconds:>35.1f} s")
     lines += [f"not exported: {graph} (the pack lacks {', '.join(parts)})" for graph, parts in report.missing.items()]
     prompt = f", default prompt {plan.default_prompt!r}" if plan.default_prompt else ""
     lines.append(f"bundle: {report.path}{prompt}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -165,8 +165,11 @@ class Recipe:
         """Builders of the graphs of interactive edits; none without a generator, or where they are not wanted."""
         if not self.slider or not self.pack.has("generator"):
             return []
-        names = slice_names(self.pack.layout)
-        return [lambda name=name: self.maker.table[name].graph for name in names]
+        return [partial(self.slice_graph, name) for name in slice_names(self.pack.layout)]
+
+    def slice_graph(self, name: str) -> Graph:
+        """The graph of a slice."""
+        return self.maker.table[name].graph
 
     def made(self, graph: Graph, parts: Mapping[str, Graph], path: Path) -> Made:
         """Writes the graph to `path`, beside the weights, in the precision that it passes in.

@@ -7,7 +7,7 @@ having; a runtime takes the last one that is not above the first changed layer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -224,7 +224,7 @@ class SliceFactory:
         gates = (Gate("plain", self.tail_feeds(layer, 0.0)), Gate("edited", self.tail_feeds(layer, ALPHA)))
         return Slice(graph, {"s": "s"} | state_values(layer), {"image": "image"}, gates)
 
-    def tail_feeds(self, layer: str, alpha: float):  # type: ignore[no-untyped-def]
+    def tail_feeds(self, layer: str, alpha: float) -> Callable[[int, torch.Generator], Feeds]:
         """Feeds of a tail: faces up to the layer, edited with +alpha and -alpha in turn from there on."""
         offset = next(entry.offset for entry in self.generator.style_layers if entry.name == layer)
 
@@ -244,11 +244,12 @@ class SliceFactory:
         out, feeds = TensorSpec("image_u8", "uint8", ("N", size, size, 3)), self.factory.edited_styles
         module, ports = PreviewGraph(self.exact, size, tune), (self.factory.s_port(),)
         graph = Graph(f"{PREVIEW}/{size}", module, ports, (out,), lambda n, rng: (feeds(n, rng),), "u8")
-        gates = tuple(
-            Gate(name, lambda n, rng, alpha=alpha: (styles_at(self.factory, alpha * torch.ones(n), rng)[1],))
-            for name, alpha in (("plain", 0.0), ("edited", ALPHA))
-        )
+        gates = (Gate("plain", self.preview_feeds(0.0)), Gate("edited", self.preview_feeds(ALPHA)))
         return Slice(graph, {"s": "s"}, {"image": f"rgb.{size}"}, gates, tune)
+
+    def preview_feeds(self, alpha: float) -> Callable[[int, torch.Generator], Feeds]:
+        """Feeds of a preview: faces edited with alpha."""
+        return lambda batch, rng: (styles_at(self.factory, torch.full((batch,), alpha), rng)[1],)
 
 
 def state_values(layer: str) -> dict[str, str]:
