@@ -33,16 +33,24 @@ class Frame:
 
 @dataclass(frozen=True)
 class Framing:
-    """How photos are framed. landmarks: None for the centred square."""
+    """How photos are framed. landmarks: None for the centred square. shape: (height, width) of a crop that is none.
+
+    Such a crop is the whole photo resized, as encoders of cars were trained; it is the middle of the model's picture,
+    whose bands above and below are black.
+    """
 
     size: int
     alignment: Alignment
     landmarks: Landmarks | None = None
     face: int | None = None
     notes: tuple[str, ...] = ()
+    shape: tuple[int, int] | None = None
 
     def frame(self, photo: Image.Image) -> Frame:
         """Frame an RGB photo, turned upright and at its own resolution. Raises InputError, ImageError."""
+        if self.shape is not None:
+            crop = photo.resize(self.shape[::-1], Image.Resampling.BILINEAR)
+            return Frame(photo, crop, _banded_quad(photo.size, self.shape), notes=self.notes)
         if self.landmarks is None:
             crop = centre_square(photo, self.size)
             return Frame(photo, crop, _centre_quad(photo.size), notes=self.notes)
@@ -63,13 +71,20 @@ def settle(
     face: int | None,
     align: bool | None,
     finder: Callable[[], Finder | None],
+    shape: tuple[int, int] | None = None,
 ) -> Framing:
     """The framing that was asked for, before any photo is read.
 
     align: None follows the bundle, and landmarks ask for it; False takes the photo as an aligned crop. finder: gives
     the landmark model to use where there are no landmarks. Raises InputError where there is neither, or a
-    contradiction.
+    contradiction. shape: see `Framing`; such models know no faces.
     """
+    if shape is not None:
+        if landmarks is not None or face is not None or align:
+            raise InputError(
+                f"the bundle's inverter reads whole photos at {shape[1]} x {shape[0]} px; leave out the face"
+            )
+        return Framing(size, alignment, shape=shape)
     if align is False:
         if landmarks is not None or face is not None:
             raise InputError("--no-align takes the photo as it is; leave out the landmarks and --face")
@@ -90,6 +105,14 @@ def _no_source(alignment: Alignment) -> str:
         f"{reason}, and nothing says where the face is. Give its 68 points by --landmarks FILE, or a landmark model by "
         "--landmark-model FILE (or STYLECLIP_RT_LANDMARKS), or --no-align if the photo is an aligned crop already"
     )
+
+
+def _banded_quad(size: tuple[int, int], shape: tuple[int, int]) -> F64:
+    """Corners of the square picture whose middle rows, `shape` of it, are the whole photo."""
+    band = size[1] * (max(shape) - shape[0]) / (2 * shape[0])
+    side = size[0] * (max(shape) - shape[1]) / (2 * shape[1])
+    left, top, right, bottom = -side, -band, size[0] + side, size[1] + band
+    return np.array([(left, top), (left, bottom), (right, bottom), (right, top)], dtype=np.float64)
 
 
 def _centre_quad(size: tuple[int, int]) -> F64:

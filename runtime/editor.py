@@ -191,7 +191,7 @@ class Editor:
         size = self.model.invert_size
         if size is None:
             raise BundleError(f"the bundle {self.model.name} has no inverter; edit latents, or export with an inverter")
-        return settle(self.alignment, size, landmarks, face, align, lambda: self.finder)
+        return settle(self.alignment, size, landmarks, face, align, lambda: self.finder, self.model.invert_shape)
 
     @cached_property
     def finder(self) -> Finder | None:

@@ -76,6 +76,7 @@ class Model:
     prompts: Mapping[str, Prompt]
     default_prompt: str | None
     psi: float = DEFAULT_PSI
+    invert_shape: tuple[int, int] | None = None  # (height, width) where the inverter's picture is not a square
 
 
 def read_model(manifest: Mapping[str, Any]) -> Model:
@@ -99,6 +100,7 @@ def read_model(manifest: Mapping[str, Any]) -> Model:
         prompts={name: _prompt(name, entry) for name, entry in _table(manifest, "prompts", {}).items()},
         default_prompt=manifest.get("default_prompt"),
         psi=_psi(model),
+        invert_shape=_if_there(model, "invert_shape", lambda: _shape(model, "invert_shape")),
     )
 
 
@@ -173,6 +175,12 @@ def _table(table: Mapping[str, Any], key: str, default: Mapping[str, Any] | None
 
 def _text(table: Mapping[str, Any], key: str, where: str = "") -> str:
     return str(_field(table, key, lambda v: isinstance(v, str) and bool(v), "a text", where))
+
+
+def _shape(table: Mapping[str, Any], key: str) -> tuple[int, int]:
+    value = _field(table, key, lambda v: isinstance(v, list) and len(v) == 2, "two positive whole numbers")
+    height, width = (_size({key: side}, key) for side in value)
+    return height, width
 
 
 def _size(table: Mapping[str, Any], key: str) -> int:
