@@ -8,8 +8,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from ..engines.errors import PackError
 from ..engines.spec import TensorSpec
+from ..runtime.training.needs import lacking
 from ..runtime.training.networks.clip import area_resize
+from ..runtime.training.networks.mapper import LatentMapper
 from ..runtime.training.pack import Pack
 from .modules import (
     DirectionGraph,
@@ -64,6 +67,7 @@ class GraphFactory:
 
     def __init__(self, pack: Pack):
         self.pack = pack
+        self.drawn: dict[tuple[int, int], Tensor] = {}
 
     def latents(self, batch: int, rng: torch.Generator) -> Tensor:
         """w+ [batch,L,W] of random z."""
@@ -72,23 +76,37 @@ class GraphFactory:
             z = torch.randn(batch, generator.config.z_dim, generator=rng)
             return generator.broadcast(generator.mapping(z)).contiguous()
 
+    def styles(self, batch: int, rng: torch.Generator) -> Tensor:
+        """s [batch,S] of random z."""
+        with torch.no_grad():
+            return self.pack.generator.styles(self.latents(batch, rng))
+
     def edited_styles(self, batch: int, rng: torch.Generator) -> Tensor:
         """s [batch,S] outside the training range, as edits push it: channel by channel up to 20% off."""
-        with torch.no_grad():
-            s = self.pack.generator.styles(self.latents(batch, rng))
+        s = self.styles(batch, rng)
         return s * uniform(0.8, 1.2, s.shape[1])(batch, rng)
 
-    def images(self, size: int) -> Callable[[int, torch.Generator], Tensor]:
-        """Feeds of images [batch,3,size,size] in -1..1: the generator's faces, or noise where there is no generator."""
+    def images(self, height: int, width: int | None = None) -> Callable[[int, torch.Generator], Tensor]:
+        """Feeds of images [batch,3,height,width] in -1..1 (a square of `height` without `width`).
+
+        The generator's pictures, or noise where there is no generator.
+        """
+        width = width or height
         if not self.pack.has("generator"):
-            return uniform(-1.0, 1.0, 3, size, size)
+            return uniform(-1.0, 1.0, 3, height, width)
 
         def faces(batch: int, rng: torch.Generator) -> Tensor:
-            with torch.no_grad():
-                image = self.pack.generator(self.latents(batch, rng)).clamp(-1, 1)
-            return area_resize(image, size)
+            return area_resize(self.faces(batch, rng), height, width)
 
         return faces
+
+    def faces(self, batch: int, rng: torch.Generator) -> Tensor:
+        """Pictures [batch,3,R,R] in -1..1 of random z, drawn one by one, once per seed: at 1024 px it takes long."""
+        key = batch, rng.initial_seed()
+        if key not in self.drawn:
+            with torch.no_grad():
+                self.drawn[key] = torch.cat([self.pack.generator(w[None]) for w in self.latents(batch, rng)])
+        return self.drawn[key].clamp(-1, 1)
 
     def tokens(self, batch: int, rng: torch.Generator) -> Tensor:
         """Token rows [batch,T] of random length: bos, ids, eos, pad."""
@@ -103,6 +121,15 @@ class GraphFactory:
         rows[after] = int(special.get("pad", config.get("pad_id", 0)))
         rows[:, 0] = int(special.get("bos", rows[0, 0]))
         return rows.scatter(1, ends[:, None], eos)
+
+    def check_latents(self, what: str, num_ws: int, w_dim: int) -> None:
+        """PackError unless a part's w+ [num_ws, w_dim] is that of the pack's generator."""
+        generator = self.pack.layout
+        if (num_ws, w_dim) != (generator.num_ws, generator.config.w_dim):
+            raise PackError(
+                f"{what} is for w+ [{num_ws}, {w_dim}]; the pack's generator has [{generator.num_ws}, "
+                f"{generator.config.w_dim}]. Import the one that belongs to it"
+            )
 
     def w_port(self, name: str = "w") -> TensorSpec:
         """The port of a w+ tensor."""
@@ -123,9 +150,9 @@ class GraphFactory:
         return TensorSpec(name, "float32", ("N", width))
 
     @staticmethod
-    def image_port(size: int) -> TensorSpec:
-        """The port of an image in -1..1."""
-        return TensorSpec("image", "float32", ("N", 3, size, size))
+    def image_port(height: int, width: int | None = None) -> TensorSpec:
+        """The port of an image in -1..1, a square of `height` without `width`."""
+        return TensorSpec("image", "float32", ("N", 3, height, width or height))
 
     def mapping(self) -> Graph:
         """Graph `mapping`."""
@@ -152,9 +179,11 @@ class GraphFactory:
 
     def invert(self) -> Graph:
         """Graph `invert`."""
-        size = self.pack.inverter.config.input_size
-        feeds = together(self.images(size))
-        return Graph("invert", self.pack.inverter, (self.image_port(size),), (self.w_port(),), feeds)
+        inverter = self.pack.inverter
+        height, width = inverter.config.input_shape
+        self.check_latents("the inverter", inverter.config.num_ws, inverter.config.w_dim)
+        feeds = together(self.images(height, width))
+        return Graph("invert", inverter, (self.image_port(height, width),), (self.w_port(),), feeds)
 
     def identify(self) -> Graph:
         """Graph `identify`."""
@@ -211,40 +240,45 @@ class GraphFactory:
         return Graph("edit_global", module, ports, (self.u8_port(),), feeds, "u8")
 
     def mapper(self, name: str) -> Graph:
-        """Graph `mapper/<name>`."""
-        module = MapperGraph(self.pack.mapper(name))
-        return Graph(f"mapper/{name}", module, (self.w_port(),), (self.w_port("delta_w"),), together(self.latents))
+        """Graph `mapper/<name>`, or `style_mapper/<name>` for a mapper of style space."""
+        network = self.fitting_mapper(name)
+        if network.config.kind == "style":
+            ports = (self.s_port(),), (self.s_port("delta_s"),)
+            return Graph(mapper_graph_name(self.pack, name), MapperGraph(network), *ports, together(self.styles))
+        ports = (self.w_port(),), (self.w_port("delta_w"),)
+        return Graph(mapper_graph_name(self.pack, name), MapperGraph(network), *ports, together(self.latents))
+
+    def fitting_mapper(self, name: str) -> LatentMapper:
+        """The mapper `name`; PackError unless its latents are those of the pack's generator."""
+        network = self.pack.mapper(name)
+        config, widths = network.config, tuple(layer.channels for layer in self.pack.layout.style_layers)
+        self.check_latents(f"mapper {name!r}", config.num_ws, config.w_dim)
+        if config.kind == "style" and config.channels != widths:
+            raise PackError(
+                f"mapper {name!r} is for style layers of {list(config.channels)} channels; the pack's generator has "
+                f"{list(widths)}. Import the mapper that belongs to it"
+            )
+        return network
 
     def edit_mapper(self, name: str) -> Graph:
         """Graph `edit_mapper/<name>`."""
-        module = EditMapperGraph(self.pack.generator, self.pack.mapper(name))
+        module = EditMapperGraph(self.pack.generator, self.fitting_mapper(name))
         ports = (self.w_port(), TensorSpec("strength", "float32", ("N",)))
         feeds = together(self.latents, uniform(0.0, 1.5))
         return Graph(f"edit_mapper/{name}", module, ports, (self.u8_port(),), feeds, "u8")
 
 
-NEEDS: dict[str, tuple[str, ...]] = {
-    "mapping": ("generator",),
-    "style": ("generator",),
-    "synthesize": ("generator",),
-    "synthesize_u8": ("generator",),
-    "invert": ("generator", "inverter"),
-    "identify": ("identity",),
-    "encode_text": ("clip",),
-    "encode_image": ("clip",),
-    "direction": ("generator", "clip", "statistics", "directions"),
-    "edit_global": ("generator", "clip", "statistics", "directions"),
-}
-"""The components that each graph is made from."""
+def mapper_graph_name(pack: Pack, name: str) -> str:
+    """`mapper/<name>`, or `style_mapper/<name>` where it works in style space."""
+    return f"style_mapper/{name}" if pack.config(f"mapper/{name}").get("kind") == "style" else f"mapper/{name}"
 
 
 def graph_list(pack: Pack, mappers: Sequence[str] = ()) -> tuple[list[Callable[[], Graph]], dict[str, list[str]]]:
     """(builders of the graphs that the pack allows, {graph: components it lacks} for the others)."""
     factory, builders, missing = GraphFactory(pack), [], {}
-    for name, needs in NEEDS.items():
-        lacking = [part for part in needs if not pack.has(part)]
-        if lacking:
-            missing[name] = lacking
+    for name, parts in lacking(pack.components).items():
+        if parts:
+            missing[name] = parts
         else:
             builders.append(getattr(factory, name))
     for name in mappers:

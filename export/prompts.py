@@ -10,6 +10,7 @@ from ..engines.errors import InputError
 from ..runtime.prompts import DEFAULT_NEUTRAL, MAX_PROMPT_CHARS, slug
 from ..runtime.training.pack import Pack
 from .bundle_writer import Plan
+from .graphs import mapper_graph_name
 
 
 def make_plan(pack: Pack, asked: Sequence[str], neutral: str | None = None, name: str | None = None) -> Plan:
@@ -29,7 +30,7 @@ def make_plan(pack: Pack, asked: Sequence[str], neutral: str | None = None, name
             table[key]["neutral"] = neutral.strip()
     mappers = tuple(key for key in keys if key in pack.mappers and asked)
     for key, entry in table.items():
-        entry["mapper"] = f"mapper/{key}" if key in mappers else None
+        entry["mapper"] = mapper_graph_name(pack, key) if key in mappers else None
         entry.setdefault("strength", 1.0)
     ordered = {key: table[key] for key in [*keys, *(key for key in table if key not in keys)]}
     return Plan(name or pack.name, ordered, keys[0] if keys else None, mappers)
