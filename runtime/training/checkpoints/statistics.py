@@ -248,9 +248,9 @@ def judged(std: Tensor, generator: Generator, stated: Convention | None) -> tupl
         return stated, [f"stated as {stated.name}; the sigmas look like {found.name}"] if differs and found else []
     if found is not None:
         return found, []
+    share = f"{min(ratios):.2g} to {max(ratios):.2g} times those that this generator gives (tf)"
     return None, [
-        f"the sigmas are {min(ratios):.2g} to {max(ratios):.2g} times those that this generator gives (tf): they belong"
-        + " to another generator or convention; state it with --sigma, or measure with --statistics compute"
+        f"the sigmas are {share}: another generator's or convention's; state --sigma, or use --statistics compute"
     ]
 
 
