@@ -14,9 +14,9 @@ from .tensors import Storage, Tensor, is_count, shaped
 from .zips import Zip
 
 NPY = b"\x93NUMPY"
-# What numpy writes; anything else (objects, structures, named fields) is refused.
+# What numpy writes of numbers and of plain text; anything else (objects, structures, named fields) is refused.
 NPY_HEADER = re.compile(
-    r"\{'descr': '([<>|=]?(?:f[248]|[iu][1248]|b1))', 'fortran_order': (True|False), "
+    r"\{'descr': '([<>|=]?(?:f[248]|[iu][1248]|b1|U\d{1,4}))', 'fortran_order': (True|False), "
     r"'shape': \(((?:\d{1,18}, )*(?:\d{1,18},?)?)\), ?\}\s*"
 )
 SAFETENSORS = {
