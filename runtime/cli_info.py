@@ -13,7 +13,8 @@ from . import store
 from .cli_common import json_option, print_json
 from .store import Found
 
-PACKAGES = ("numpy", "pillow", "click", "tokenizers", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "torch",
+PACKAGES = ("numpy", "pillow", "click", "tokenizers", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt",
+            "tensorrt-rtx-cu13-bindings", "cuda-bindings", "pycuda", "torch",
             "open_clip_torch", "onnx", "onnxscript", "safetensors")  # fmt: skip
 
 INFO_EPILOG = """\b
@@ -40,7 +41,7 @@ def info(as_json: bool) -> None:
     click.echo(f"styleclip-rt {record['version']}, Python {record['python']}, {record['platform']}")
     click.echo("\npackages")
     for name, version in record["packages"].items():
-        click.echo(f"  {name:<16} {version or '-'}")
+        click.echo(f"  {name:<26} {version or '-'}")
     click.echo("\nengines")
     for engine in record["engines"]:
         click.echo(_engine_line(engine))
@@ -94,9 +95,10 @@ def _bundle(found: Found) -> dict[str, Any]:
 
 def _engine_line(engine: dict[str, Any]) -> str:
     state = "usable" if engine["usable"] else "not usable"
-    why = "" if engine["usable"] else f": {engine['reason']}"
-    mend = f" ({engine['mend']})" if engine.get("mend") else ""
-    return f"  {engine['name']:<14} {engine['device']:<6} {engine['version'] or '-':<10} {state}{why}{mend}"
+    why = f": {engine['reason']}" if engine["reason"] else ""
+    mend = f"\n      mend it with: {engine['mend']}" if engine.get("mend") else ""
+    note = f" [{engine['note']}]" if engine.get("note") else ""
+    return f"  {engine['name']:<20} {engine['device']:<5} {engine['version'] or '-':<10} {state}{why}{note}{mend}"
 
 
 def _version(package: str) -> str | None:
