@@ -34,6 +34,8 @@ Examples:
 @json_option
 def invert(image: str, out: str | None, preview: str | None, as_json: bool, **options: Any) -> None:
     """Invert the photo IMG (or `sample`, which ships) to latents w [1, L, W], which `edit` accepts as a photo."""
+    from PIL import ImageOps
+
     from .images import image_from_u8, psnr_db, write_format, write_image
     from .latents import save_latents
 
@@ -45,7 +47,7 @@ def invert(image: str, out: str | None, preview: str | None, as_json: bool, **op
         frame = editor.frame(input_path(image), framing_of(editor, taken))
         w = editor.invert(frame.crop)
         inverted = image_from_u8(editor.synthesize(editor.styles(w))[0])
-        psnr = round(psnr_db(inverted, frame.crop.resize(inverted.size)), 2)
+        psnr = round(psnr_db(inverted, ImageOps.pad(frame.crop, inverted.size)), 2)
         save_latents(target, w, editor.model.name)
     if preview:
         write_image(inverted, preview)

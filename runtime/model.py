@@ -92,7 +92,7 @@ def read_model(manifest: Mapping[str, Any]) -> Model:
         embed_dim=_if_there(model, "clip", lambda: _size(_table(model, "clip"), "embed_dim")),
         invert_size=_if_there(model, "invert_size", lambda: _size(model, "invert_size")),
         identify_size=_if_there(model, "identify_size", lambda: _size(model, "identify_size")),
-        alignment=str(manifest.get("alignment", {}).get("kind", "none")),
+        alignment=str(_table(manifest, "alignment", {}).get("kind", "none")),
         layers=_layers(model),
         tokens=_if_there(manifest, "tokens", lambda: _tokens(_table(manifest, "tokens"))),
         tokenizer_file=_if_there(manifest, "tokenizer", lambda: _text(manifest, "tokenizer")),

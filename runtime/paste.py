@@ -21,7 +21,7 @@ from .align import F64
 MODES = ("changed", "crop")
 FEATHER = 0.12  # width of the seam along the crop's border; this and the next two are in sides of the crop
 WIDEN, SOFTEN = 0.03, 0.02  # of the changed part
-UNCHANGED, CHANGED = 8, 32  # levels of 255 by which pixels differ: up to the first nothing, from the second all
+UNCHANGED, CHANGED = 12, 48  # levels of 255 by which pixels differ: up to the first nothing, from the second all
 MASK_PIXELS = 256
 LARGEST = 4096  # pixels a side that a crop is enlarged to before it is warped
 BAND_PIXELS = 1_000_000  # the photo is worked on in bands of about this many pixels, which bounds the memory
@@ -75,19 +75,21 @@ def seam_mask(
     """
     u, v = _in_square(quad, box)
     distances = (u, 1 - v, 1 - u, v)  # to the sides left, bottom, right, top
-    mask = np.where((u >= 0) & (u <= 1) & (v >= 0) & (v <= 1), np.float32(1), np.float32(0))
-    for i, distance in enumerate(distances):
-        if _meets(quad[i], quad[(i + 1) % 4], size):
-            mask = np.minimum(mask, _smooth(distance / feather))
-    return mask.astype(np.float32)
+    seams = [_meets(quad[i], quad[(i + 1) % 4], size) for i in range(4)]
+    inside = np.minimum(np.minimum(u, 1 - u), np.minimum(v, 1 - v)) >= 0
+    nearest = np.full_like(u, feather)
+    for distance in (d for d, seam in zip(distances, seams, strict=True) if seam):
+        np.minimum(nearest, distance, out=nearest)
+    return np.where(inside, _smooth(nearest / np.float32(feather)), np.float32(0))
 
 
-def _in_square(quad: F64, box: tuple[int, int, int, int]) -> tuple[F64, F64]:
+def _in_square(quad: F64, box: tuple[int, int, int, int]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Coordinates of pixel centres along the top and the left side of the square, 0..1 within it; each [H, W]."""
     origin, across, down = quad[0], quad[3] - quad[0], quad[1] - quad[0]
     x = np.arange(box[0], box[2])[None, :] + 0.5 - origin[0]
     y = np.arange(box[1], box[3])[:, None] + 0.5 - origin[1]
-    u, v = ((x * axis[0] + y * axis[1]) / float(axis @ axis) for axis in (across, down))
+    units = [axis / float(axis @ axis) for axis in (across, down)]
+    u, v = ((x * a).astype(np.float32) + (y * b).astype(np.float32) for a, b in units)
     return u, v
 
 
@@ -103,8 +105,9 @@ def _warped(crop: Image.Image, quad: F64, box: tuple[int, int, int, int]) -> Ima
 
 def _to_scale(crop: Image.Image, quad: F64) -> Image.Image:
     """The crop at the size that it has in the photo, so that the warp only turns and shifts it."""
-    side = max(1, min(round(float(np.hypot(*(quad[3] - quad[0])))), max(LARGEST, crop.width)))
-    return crop.resize((side, side), Image.Resampling.LANCZOS)
+    lengths = [float(np.hypot(*(corner - quad[0]))) for corner in (quad[3], quad[1])]
+    width, height = (max(1, min(round(length), max(LARGEST, crop.width))) for length in lengths)
+    return crop.resize((width, height), Image.Resampling.LANCZOS)
 
 
 def _bands(size: tuple[int, int], quad: F64) -> Iterator[tuple[int, int, int, int]]:
