@@ -1,8 +1,9 @@
 """float16 graphs against PyTorch in float32, with every float16 tensor really rounded.
 
 ONNX Runtime has no float16 arithmetic on a CPU: it computes such nodes in float32 and drops the casts between them, so
-that a graph which overflows on a GPU looks perfect here. `rounding` puts an Identity behind every node that gives
-float16; the value then is stored as float16, as a GPU does, where sums are kept in float32.
+that a graph which overflows on a GPU looks perfect here. `rounding` puts two Identities behind every node that gives
+float16 (one alone it would move to float32 as well); the value then is stored as float16, as a GPU does, where sums are
+kept in float32.
 
 | graphs                        | figure             | limit                                          |
 |-------------------------------|--------------------|------------------------------------------------|
@@ -58,7 +59,10 @@ def rounding(model: onnx.ModelProto) -> onnx.ModelProto:
     for node in copy.graph.node:
         mine = [name for name in node.output if name in half and node.op_type != "Identity"]
         node.output[:] = [f"{name}.exact" if name in mine else name for name in node.output]
-        nodes += [node, *(helper.make_node("Identity", [f"{name}.exact"], [name]) for name in mine)]
+        nodes.append(node)
+        for name in mine:
+            nodes.append(helper.make_node("Identity", [f"{name}.exact"], [f"{name}.stored"]))
+            nodes.append(helper.make_node("Identity", [f"{name}.stored"], [name]))
     nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del copy.graph.node[:], copy.graph.value_info[:]
     copy.graph.node.extend(nodes)

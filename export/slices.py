@@ -34,8 +34,8 @@ def extract(model: onnx.ModelProto, inputs: Mapping[str, str], outputs: Mapping[
     graph = helper.make_graph(
         nodes,
         model.graph.name,
-        [helper.make_tensor_value_info(port, ports_type(kinds[value]), None) for value, port in given.items()],
-        [helper.make_tensor_value_info(port, ports_type(kinds[value]), None) for port, value in outputs.items()],
+        [port_info(model, value, port) for port, value in inputs.items()],
+        [port_info(model, value, port) for port, value in outputs.items()],
         [tensor for name, tensor in constants.items() if name in used],
     )
     return helper.make_model(graph, opset_imports=list(model.opset_import), ir_version=model.ir_version)
@@ -44,9 +44,14 @@ def extract(model: onnx.ModelProto, inputs: Mapping[str, str], outputs: Mapping[
 HALF = TensorProto.FLOAT16
 
 
-def ports_type(kind: int) -> int:
-    """The type of a port whose value has the type `kind`."""
-    return TensorProto.FLOAT if kind == HALF else kind
+def port_info(model: onnx.ModelProto, value: str, port: str) -> onnx.ValueInfoProto:
+    """The port for a value of the model: its shape, float32 in place of float16."""
+    info = onnx.ValueInfoProto()
+    info.CopyFrom(next(info for info in (*model.graph.input, *model.graph.output) if info.name == value))
+    info.name = port
+    if info.type.tensor_type.elem_type == HALF:
+        info.type.tensor_type.elem_type = TensorProto.FLOAT
+    return info
 
 
 def reachable(targets: Iterable[str], producers: Mapping[str, onnx.NodeProto], given: set[str]) -> set[str]:

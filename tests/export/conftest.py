@@ -99,6 +99,12 @@ def fill_pack(writer, parts=("generator", "clip", "inverter", "identity", "stati
 
 
 @pytest.fixture(scope="session")
+def generator_of():
+    """`make_generator`, for test modules."""
+    return make_generator
+
+
+@pytest.fixture(scope="session")
 def mini_pack(tmp_path_factory) -> Path:
     """Folder of a complete random pack."""
     from styleclip_rt.runtime.training.pack import PackWriter
