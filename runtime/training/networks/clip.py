@@ -6,6 +6,7 @@ the channel directions) and `RawFrontEnd` (StyleCLIP's loss: area average only, 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,42 +19,109 @@ from .arcface import unit_length
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+RESIZES = ("bicubic", "bilinear", "area")
+MAX_SIZE = 1 << 21  # a vocabulary has up to 901,629 ids
+MAX_SIZES = {"layers": 256, "context_length": 4096, "image_size": 4096}
 
 
 def build_open_clip(config: Mapping[str, Any]) -> nn.Module:
-    """An `open_clip.CLIP` with random weights from `embed_dim`, `vision_cfg`, `text_cfg` and `quick_gelu`.
+    """An `open_clip` model with random weights, from a config in open_clip's own words (see `clip_config`).
 
-    Raises MissingDependency without open_clip and PackError when a key is missing or open_clip refuses the config.
+    `embed_dim`, `vision_cfg`, `text_cfg`, and optionally `quick_gelu`, `custom_text`, `init_logit_bias`. Nothing is
+    downloaded. Raises MissingDependency without open_clip and PackError when a key is missing, when a tower cannot be
+    built without a download, or when open_clip refuses the config.
     """
     try:
-        from open_clip.model import CLIP
+        from open_clip.model import CLIP, CustomTextCLIP
     except ImportError as error:
         raise MissingDependency(f"CLIP needs open_clip_torch ({error}); pip install 'styleclip-rt[torch]'") from None
-    missing = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in config]
+    settings = clip_config(config)
+    network = CustomTextCLIP if settings.pop("custom_text") else CLIP
+    try:
+        return network(**settings)
+    except Exception as error:  # open_clip and timm raise whatever comes to hand, assertions included
+        raise PackError(f"open_clip refused the CLIP config: {error or type(error).__name__}") from None
+
+
+def clip_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a CLIP config that networks are built from: complete, and without anything that would download.
+
+    A captioning model (CoCa) comes down to its two towers. Raises PackError as `build_open_clip` does.
+    """
+    missing = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if not config.get(key)]
     if missing:
         raise PackError(
             f"CLIP config lacks {missing}; expected open_clip's embed_dim, vision_cfg, text_cfg, quick_gelu"
         )
     try:
-        return CLIP(
-            embed_dim=int(config["embed_dim"]),
-            vision_cfg=dict(config["vision_cfg"]),
-            text_cfg=dict(config["text_cfg"]),
-            quick_gelu=bool(config.get("quick_gelu", False)),
+        vision, text = dict(config["vision_cfg"]), dict(config["text_cfg"])
+        embed_dim = int(config["embed_dim"])
+    except (TypeError, ValueError) as error:
+        raise PackError(f"CLIP config cannot be read ({error}); expected open_clip's") from None
+    _check_towers(vision, text)
+    if "timm_model_name" in vision:
+        vision["timm_model_pretrained"] = False
+    settings = {
+        "embed_dim": embed_dim,
+        "vision_cfg": {**vision, "output_tokens": False},
+        "text_cfg": {**text, "output_tokens": False},
+        "quick_gelu": bool(config.get("quick_gelu", False)),
+        "custom_text": bool(config.get("custom_text") or "multimodal_cfg" in config),
+    }
+    if config.get("init_logit_bias") is not None:
+        settings["init_logit_bias"] = float(config["init_logit_bias"])
+    return settings
+
+
+def _check_towers(vision: Mapping[str, Any], text: Mapping[str, Any]) -> None:
+    """Refuses towers that this project cannot build by itself, and sizes that no CLIP has."""
+    if text.get("hf_model_name"):
+        raise PackError(
+            f"CLIP's text tower is {text['hf_model_name']!r} of the library transformers, whose configuration must be "
+            "downloaded; only open_clip's own text towers are supported"
         )
-    except TypeError as error:
-        raise PackError(f"open_clip refused the CLIP config: {error}") from None
+    name = vision.get("timm_model_name")
+    if name is not None and not (isinstance(name, str) and re.fullmatch(r"[\w.]+", name)):
+        raise PackError(f"timm_model_name is {name!r}; expected the plain name of a model of timm")
+    for tower in (vision, text):
+        for key, value in tower.items():
+            limit = MAX_SIZES.get(key, MAX_SIZE)
+            for number in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(number, int | float) and not 0 <= number <= limit:
+                    raise PackError(f"CLIP config: {key} is {value!r}; expected 0 to {limit}")
+
+
+def front_end_settings(config: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...], str]:
+    """(mean, std, interpolation) of a CLIP config, by default OpenAI's; PackError for what cannot be applied."""
+    mean, std = (config.get(key, default) for key, default in (("mean", OPENAI_MEAN), ("std", OPENAI_STD)))
+    for key, values in (("mean", mean), ("std", std)):
+        numbers = isinstance(values, list | tuple) and all(isinstance(value, int | float) for value in values)
+        if not numbers or len(values) != 3 or not all(abs(value) < MAX_SIZE for value in values):
+            raise PackError(f"CLIP config: {key} is {values!r}; expected three numbers")
+    interpolation = config.get("interpolation", "bicubic")
+    if 0 in std or interpolation not in RESIZES:
+        raise PackError(f"CLIP config: std {std!r} or interpolation {interpolation!r} cannot be applied")
+    return tuple(mean), tuple(std), interpolation
+
+
+def square_size(vision: Mapping[str, Any]) -> int:
+    """Side of CLIP's input in pixels; PackError where it is no square: every image of this project is one."""
+    size = vision.get("image_size", 224)
+    sides = {int(side) for side in (size if isinstance(size, list | tuple) else [size])}
+    if len(sides) != 1:
+        raise PackError(f"CLIP reads images of {size} pixels; expected a square")
+    return sides.pop()
 
 
 def resize_image(image: Tensor, size: int, mode: str = "bicubic") -> Tensor:
-    """image [N,3,H,W] -> [N,3,size,size], antialiased; `mode` is "bicubic" (CLIP) or "area". No-op at that size."""
+    """image [N,3,H,W] -> [N,3,size,size], antialiased; `mode` is one of `RESIZES`. No-op at that size."""
+    if mode not in RESIZES:
+        raise InputError(f"resize mode is {mode!r}; expected one of {', '.join(RESIZES)}")
     if image.shape[-2:] == (size, size):
         return image
     if mode == "area":
         return area_resize(image, size)
-    if mode != "bicubic":
-        raise InputError(f"resize mode is {mode!r}; expected 'bicubic' or 'area'")
-    return functional.interpolate(image, (size, size), mode="bicubic", align_corners=False, antialias=True)
+    return functional.interpolate(image, (size, size), mode=mode, align_corners=False, antialias=True)
 
 
 def area_matrix(source: int, target: int) -> Tensor:
@@ -78,15 +146,21 @@ class Preprocess(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, size: int, mean: tuple[float, ...] = OPENAI_MEAN, std: tuple[float, ...] = OPENAI_STD):
+    def __init__(
+        self,
+        size: int,
+        mean: tuple[float, ...] = OPENAI_MEAN,
+        std: tuple[float, ...] = OPENAI_STD,
+        interpolation: str = "bicubic",
+    ):
         super().__init__()
-        self.size = size
+        self.size, self.interpolation = size, interpolation
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
 
-    def forward(self, image: Tensor, mode: str = "bicubic") -> Tensor:
-        """Differentiable; does not clamp, so that a loss still sees values outside -1..1."""
-        return self.normalise(resize_image(image, self.size, mode))
+    def forward(self, image: Tensor, mode: str | None = None) -> Tensor:
+        """Differentiable; without a clamp, so that a loss sees values outside -1..1. `mode` overrules CLIP's own."""
+        return self.normalise(resize_image(image, self.size, mode or self.interpolation))
 
     def normalise(self, image: Tensor) -> Tensor:
         """image [N,3,R,R] in -1..1, already at CLIP's size -> CLIP's normalised input."""
@@ -110,17 +184,20 @@ class RawFrontEnd(nn.Module):
 
 
 class Clip(nn.Module):
-    """CLIP with its image front-ends; `model` is the open_clip module and its state dict is what a pack stores."""
+    """CLIP with its image front-ends; `model` is the open_clip module and its state dict is what a pack stores.
+
+    config: as for `build_open_clip`, and the front-end's `mean`, `std` and `interpolation` (one of `RESIZES`). Raises
+    PackError.
+    """
 
     def __init__(self, config: Mapping[str, Any]):
         super().__init__()
         self.config = dict(config)
         self.model = build_open_clip(config)
-        self.image_size = int(config["vision_cfg"]["image_size"])
+        self.image_size = square_size(config["vision_cfg"])
         self.embed_dim = int(config["embed_dim"])
         self.context_length = int(config["text_cfg"].get("context_length", 77))
-        mean, std = config.get("mean", OPENAI_MEAN), config.get("std", OPENAI_STD)
-        self.preprocess = Preprocess(self.image_size, tuple(mean), tuple(std))
+        self.preprocess = Preprocess(self.image_size, *front_end_settings(config))
         self.raw = RawFrontEnd(self.image_size)
 
     def encode_image(self, image: Tensor, front_end: str = "clip") -> Tensor:
