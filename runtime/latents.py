@@ -129,10 +129,10 @@ def style_entries(source: Source, layers: list[int]) -> list[Array] | None:
             return None
         entries = [part.reshape(len(part), -1) for part in tree]
         return entries if len({len(entry) for entry in entries}) == 1 else None
-    if isinstance(tree, np.ndarray) and tree.ndim == 5 and tree.shape[1:] == (1, len(layers) * PATCH, 1, 1):
-        if max(layers, default=0) <= PATCH:
-            return [tree[:, 0, PATCH * i : PATCH * i + channels, 0, 0] for i, channels in enumerate(layers)]
-    return None
+    joined = isinstance(tree, np.ndarray) and tree.ndim == 5 and tree.shape[1:] == (1, len(layers) * PATCH, 1, 1)
+    if not joined or max(layers, default=0) > PATCH:
+        return None
+    return [tree[:, 0, PATCH * i : PATCH * i + channels, 0, 0] for i, channels in enumerate(layers)]
 
 
 def chosen(faces: Array, index: int | None, path: Path) -> F32:

@@ -31,7 +31,7 @@ def pack() -> None:
 
 @pack.command("import")
 @click.option("--generator", type=FILE, metavar="FILE", help="StyleGAN2: rosinality .pt, or NVIDIA .pkl.")
-@click.option("--clip", metavar="FILE|NAME", help="CLIP: a file, or open_clip's name such as ViT-B-32-quickgelu.")
+@click.option("--clip", metavar="FILE|NAME", help="CLIP: a file, or open_clip's name such as ViT-B-32/openai.")
 @click.option("--clip-architecture", metavar="NAME", help="open_clip's architecture, where the file does not tell it.")
 @click.option("--inverter", type=FILE, metavar="FILE", help="e4e or pSp.")
 @click.option("--inverter-kind", type=click.Choice(["e4e", "psp"]), help="Which of them, where the file does not tell.")

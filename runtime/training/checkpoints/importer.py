@@ -44,7 +44,7 @@ Progress = Callable[[str, int], None]
 class Request:
     """What to import, and where to; every file is optional.
 
-    clip: a file, or a name of open_clip ("ViT-B-32", or with its weights' tag "ViT-B-32:openai"). clip_architecture:
+    clip: a file, or a name of open_clip's published weights ("ViT-B-32/openai"). clip_architecture:
     open_clip's name where the file does not tell. inverter_kind: "e4e" or "psp" where the file does not tell. mappers:
     name -> file. statistics: a file, "compute" or "compute:N". sigma: a key of `statistics.CONVENTIONS`. base: a pack
     to add to. licences: component -> text. allow_other_generator: take mappers and encoders that were trained with
@@ -225,7 +225,7 @@ class Assembly:
         origin: dict[str, Any] = {"format": part.format or form}
         if source is not None:
             origin = {"file": source.path.name, "sha256": source.sha256, "bytes": source.bytes, **origin}
-        origin |= dict(getattr(part, "origin", None) or {})
+        origin |= part.origin
         licence = licence_of(part.component, part.licence, str(origin.get("sha256", "")), self.request.licences)
         source_text = f"imported from {origin['file']}" if "file" in origin else part.format
         component = Component(part.content, part.config, licence, source_text, exact=True, origin=origin)
@@ -297,8 +297,8 @@ def _generator(assembly: Assembly, job: Job, source: Source | None) -> list[Impo
 
 
 def _clip(assembly: Assembly, job: Job, source: Source | None) -> list[Imported]:
-    request = assembly.request
-    return list(module_of("clip").import_clip(source or request.clip, request.clip_architecture))
+    name = assembly.request.clip_architecture if source else assembly.request.clip
+    return list(module_of("clip").import_clip(source, name))
 
 
 def _inverter(assembly: Assembly, job: Job, source: Source | None) -> list[Imported]:

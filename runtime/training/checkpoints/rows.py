@@ -37,7 +37,8 @@ class Imported:
 
     component: its name in the pack. content: float32 tensors by pack name, or the bytes of a file (tokenizer).
     config: as in pack.json. format: what the file was recognised as. licence: of the weights, "unknown" where the file
-    cannot tell. notes: what the user should know, one sentence each.
+    cannot tell. notes: what the user should know, one sentence each. origin: {"file", "sha256", "bytes", "name"} where
+    the importer itself fetched the file.
     """
 
     component: str
@@ -46,6 +47,7 @@ class Imported:
     format: str
     licence: str = "unknown"
     notes: tuple[str, ...] = field(default_factory=tuple)
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Mismatch(ValueError):
