@@ -2,7 +2,7 @@
 
 `read_source` knows torch's zip archives and its older stream, TorchScript archives, NVIDIA's and plain pickles, .npy,
 .npz and safetensors. A pickle is read as a language of data (`opcodes`), names in it stand for builders of ours
-(`objects`), and every size is checked against the bytes that are there before memory is taken.
+(`builders`), and every size is checked against the bytes that are there before memory is taken.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def read_source(path: str | os.PathLike[str], limits: Limits | None = None) -> S
 
 def _read(data: memoryview, budget: Budget) -> tuple[str, Any, Mapping[str, str]]:
     """(kind, tree, metadata), the container recognised by its first bytes."""
-    start = bytes(data[:16])
+    start = bytes(data[:64])
     if start[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
         archive = Zip(data, budget)
         if archive.entries and all(name.endswith(".npy") for name in archive.entries):

@@ -29,7 +29,7 @@ class Limits:
 
     file_bytes: int = 8 << 30
     operations: int = 5_000_000
-    nodes: int = 2_000_000
+    nodes: int = 1_000_000
     copied_bytes: int | None = None
     entries: int = 100_000
     header_bytes: int = 8 << 20

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from ...engines.errors import PackError
@@ -18,8 +19,28 @@ Tree = tuple[str, Any]
 
 
 def read_zip(archive: Zip, budget: Budget) -> Tree:
-    """("torch" or "torchscript", tree) of an archive with a data.pkl."""
+    """("torch" or "torchscript", tree) of an archive with a data.pkl.
+
+    Whatever other pickles it has (TorchScript's constants and traced inputs) are read by the same rules, so that they
+    are refused where they name code; their tensors are not looked for.
+    """
     root = _root(archive)
+    objects = Objects(budget, _storages(archive, root))
+    value = Reader(archive.read(f"{root}{DATA}"), objects, budget).read()
+    for name in archive.entries:
+        if name.endswith(".pkl") and name != f"{root}{DATA}":
+            Reader(archive.read(name), Objects(budget, unread), budget).read()
+    script = any(name.startswith((f"{root}code/", f"{root}constants.pkl")) for name in archive.entries)
+    return ("torchscript" if script else "torch"), objects.resolve(value)
+
+
+def unread(key: str, element: str, count: int) -> Storage:
+    """A storage that is not looked for."""
+    return Storage(element, count)
+
+
+def _storages(archive: Zip, root: str) -> Callable[[str, str, int], Storage]:
+    """Finds the storages of data.pkl: files of data/ named by their keys, in the byte order that the archive states."""
     order = bytes(archive.read(f"{root}byteorder")[:16]) if f"{root}byteorder" in archive.entries else b"little"
     if order not in (b"little", b"big"):
         raise PackError("the archive states a byte order that is neither little nor big")
@@ -32,10 +53,7 @@ def read_zip(archive: Zip, budget: Budget) -> Tree:
             storages[key] = made
         return _same(storages[key], element, count, key)
 
-    objects = Objects(budget, storage)
-    value = Reader(archive.read(f"{root}{DATA}"), objects, budget).read()
-    script = any(name.startswith((f"{root}code/", f"{root}constants.pkl")) for name in archive.entries)
-    return ("torchscript" if script else "torch"), objects.resolve(value)
+    return storage
 
 
 def _root(archive: Zip) -> str:
