@@ -123,7 +123,7 @@ def bench(**given: Any) -> None:
         show_plan(network, options, make_plan(options), given["as_json"])
         return
     record = run_with_progress(network, options)
-    table, whole = record.write(given["out"] or default_folder())
+    table, whole = record.write(given["out"] or (Path.cwd() if given["quick"] else default_folder()))
     plots = draw(record, table) if given["plot"] else []
     if given["as_json"]:
         print_json(record.as_json())
@@ -136,8 +136,8 @@ def bench(**given: Any) -> None:
 
 def options_of(ctx: click.Context, given: dict[str, Any]) -> Options:
     """Options from the command line; --quick gives way to what was typed."""
-    names = ("engines", "tasks", "scenarios", "extras", "batches", "seconds", "rounds", "scenario_seconds", "loadgen", "precisions",
-             "compiled", "bundle")  # fmt: skip
+    names = ("engines", "tasks", "scenarios", "extras", "batches", "seconds", "rounds", "scenario_seconds", "loadgen",
+             "precisions", "compiled", "bundle")  # fmt: skip
     chosen = {name: given[name] for name in names}
     if given["quick"]:
         typed = {name for name in names if ctx.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE}

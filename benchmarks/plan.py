@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 
@@ -162,7 +163,7 @@ def ceilings(options: Options, with_torch: bool) -> list[SubjectSpec]:
     if options.device == "cuda":
         return [one("matmul", "torch"), one("matmul", "torch", "fp16"), one("copy", "torch")] if with_torch else []
     usable = [s.name for s in probe() if s.usable and s.device == "cpu" and s.name in options.engines]
-    libraries = [*(["torch"] if with_torch else []), *usable]
+    libraries = ["torch" if with_torch else "numpy", *usable]
     return [*(one("matmul", library) for library in libraries), one("copy", "torch" if with_torch else "numpy")]
 
 

@@ -51,8 +51,13 @@ class Run:
 
 def bench(network: NetworkSpec, options: Options, progress: Progress = lambda text: None) -> Record:
     """Measure; see `Options`. Raises PackError, BundleError, MissingDependency where nothing can be prepared."""
-    progress("prepare")
     plan = make_plan(options)
+    if not options.tasks:
+        about = {"network": f"bundle {options.bundle}", "size": startup.resolution(options.bundle), "channels": {}}
+        record = Record(environment(options.device, options.threads), about, asdict(options))
+        startup.measure(options, record, progress)
+        return record
+    progress("prepare")
     with prepared(network, max(8, *options.batches), "fp16" in options.precisions) as folder:
         workload = read_workload(folder)
         about = {"network": network.label, "size": workload.size, "channels": workload.channels}

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ..engines.errors import EngineError
+from ..engines.manifest import read_manifest
+from ..runtime.store import find_bundle
 from .plan import ENGINE_NAMES, Options
 from .records import Record, Row
 from .remote import environment
@@ -45,6 +47,11 @@ def measure(options: Options, record: Record, progress: Progress) -> None:
                 continue
             for row in rows:
                 record.add({"device": options.device, "batch": 1, "role": "engine", "task": label, **row})
+
+
+def resolution(bundle: str) -> int:
+    """Pixels of a bundle's pictures; BundleError if there is no such bundle."""
+    return int(read_manifest(find_bundle(bundle).path).raw["model"]["resolution"])
 
 
 def cold(options: Options, engine: str | None) -> list[Row]:

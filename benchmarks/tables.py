@@ -12,6 +12,7 @@ from typing import Any
 
 from .records import COLUMNS, Record, cell, read_rows
 from .report_text import markdown
+from .scenarios import SCENARIOS
 
 Rows = Sequence[dict[str, Any]]
 NOT_YET = "Not measured yet: `{command}` on such a machine writes the CSV.\n"
@@ -129,13 +130,38 @@ def extras(kind: str, first: str) -> Callable[[Rows, bool], str]:
     return table
 
 
+def slider_steps(rows: Rows, times: bool) -> str:
+    """What a step of a slider gains, by the layer from which it starts."""
+    found = [r for r in rows if r["kind"] == "slider-step"]
+    if not found:
+        return "No rows of this kind.\n"
+    whole = float(found[0]["gflop"])
+    body = [[r["name"], factor(r["gain"]), f"{1 - float(r['gflop']) / whole:.0%}"] for r in found]
+    return markdown(["start", "times faster than the whole edit", "operations not repeated"], body)
+
+
+def scenarios(rows: Rows, times: bool) -> str:
+    """Single stream, server and offline of each engine; the server's load is a share of the single stream's rate."""
+    found = [r for r in rows if r["kind"] == "scenario"]
+    body = []
+    for name in dict.fromkeys(r["name"] for r in found):
+        mine = {kind: [r for r in found if r["name"] == name and r["scenario"] == kind] for kind in SCENARIOS}
+        stream = (mine["singlestream"] or [dict.fromkeys(("p50_ms", "p90_ms", "p99_ms", "images_per_s"), "")])[0]
+        loads = [float(r["load"]) for r in mine["server"] if r["valid"] == "True"]
+        batch = mine["offline"][0]["images_per_s"] if mine["offline"] else ""
+        body.append([name, ratio(stream["p90_ms"], stream["p50_ms"]), ratio(stream["p99_ms"], stream["p50_ms"]),
+                     f"{max(loads):.0%}" if loads else "", ratio(batch, stream["images_per_s"])])  # fmt: skip
+    header = ("engine", "p90 / p50", "p99 / p50", "server: valid load", "offline: rate over single stream")
+    return markdown(header, body) if body else "No rows of this kind.\n"
+
+
 def factor(value: str) -> str:
     """A speed-up."""
     return f"{float(value):.2f}" if value else ""
 
 
 def ratio(value: str, before: str | None) -> str:
-    """One speed-up over the one before."""
+    """One figure over another, "" where either is absent."""
     return f"{float(value) / float(before):.2f}" if value and before else ""
 
 
@@ -163,6 +189,8 @@ BENCH_TABLES: dict[str, Callable[[Path], str]] = {
         ("batches", batches),
         ("stages", extras("stage", "stage of an edit")),
         ("sliders", extras("slider", "prompt")),
+        ("slider-steps", slider_steps),
+        ("scenarios", scenarios),
     )
 }
 
@@ -193,7 +221,7 @@ def summary(record: Record) -> str:
 def _single(row: dict[str, str]) -> str:
     """A row that stands alone."""
     keys = ("p50_ms", "p90_ms", "p95_ms", "p99_ms", "images_per_s", "rate_per_s", "load", "valid", "judged_by",
-            "peak_rss_mib", "note")  # fmt: skip
+            "peak_rss_mib")  # fmt: skip
     figures = ", ".join(f"{key} {row[key]}" for key in keys if row[key])
     return f"{row['scenario'] or row['kind']}, {row['name']} ({row['task']}): {figures}"
 

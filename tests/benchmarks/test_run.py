@@ -1,0 +1,271 @@
+"""A whole run on the shipped bundle: worker processes, turns, scenarios, rows; and subjects that misbehave."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import itertools
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from styleclip_rt.benchmarks import remote, run, startup
+from styleclip_rt.benchmarks.machine import environment, slug, stem
+from styleclip_rt.benchmarks.network import NetworkSpec
+from styleclip_rt.benchmarks.plan import Options, make_plan
+from styleclip_rt.benchmarks.records import COLUMNS, Record, read_rows
+from styleclip_rt.benchmarks.remote import Worker
+from styleclip_rt.benchmarks.subjects import SubjectSpec
+from styleclip_rt.benchmarks.workload import Workload, accuracy, read_workload
+from styleclip_rt.engines.errors import BundleError, EngineError, InputError, MissingDependency
+
+ORT = SubjectSpec("ONNX Runtime", "engine", "edit", library="onnxruntime")
+OPTIONS = Options(engines=("onnxruntime",), tasks=("synthesize", "edit"), extras=(), batches=(1, 2), seconds=0.1,
+                  rounds=2, scenario_seconds=0.2)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def record(workload: Workload) -> Record:
+    """One short run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "prepared", lambda *given: contextlib.nullcontext(workload.path))
+        return run.bench(NetworkSpec(pack="toyfaces"), OPTIONS)
+
+
+def test_every_task_and_batch_has_its_row(record: Record) -> None:
+    rows = {(r["task"], r["name"], r["batch"]) for r in record.rows if r["kind"] == "latency"}
+    assert rows == {(task, "ONNX Runtime", batch) for task in ("synthesize", "edit") for batch in (1, 2)}
+    ceilings = {r["name"] for r in record.rows if r["kind"] == "ceiling"}
+    assert ceilings == {"matmul (numpy)", "copy (numpy)"}
+    assert "not asked for" in record.left_out["PyTorch"]
+    assert "no graph 'matmul'" in record.left_out["matmul (onnxruntime)"]
+
+
+def test_a_row_holds_rates_that_follow_from_its_times(record: Record) -> None:
+    row = next(r for r in record.rows if r["kind"] == "latency" and r["task"] == "edit" and r["batch"] == 2)
+    assert row["gflop_s"] == pytest.approx(row["gflop"] / np.median([row["p50_ms"]]) * 1e3, rel=0.3)
+    assert row["images_per_s"] == pytest.approx(2e3 / row["p50_ms"], rel=0.3)
+    assert row["peak_rss_mib"] > 30
+    assert row["start_s"] > row["load_s"] > 0
+    assert 0 < row["of_matmul"] < 5
+    assert row["p99_ms"] is None
+    assert "p99 needs 662" in row["note"]
+
+
+def test_the_rate_of_the_matrix_product_is_the_ceiling_of_its_rounds(record: Record) -> None:
+    matmul = next(r for r in record.rows if r["kind"] == "ceiling" and "matmul" in r["name"] and r["task"] == "edit")
+    edit = next(r for r in record.rows if r["kind"] == "latency" and r["task"] == "edit" and r["batch"] == 1)
+    assert edit["of_matmul"] == pytest.approx(edit["gflop_s"] / matmul["gflop_s"], rel=0.8)
+
+
+def test_scenarios_have_rows(record: Record) -> None:
+    rows = [r for r in record.rows if r["kind"] == "scenario"]
+    assert [r["scenario"] for r in rows if r["scenario"] != "server"] == ["singlestream", "offline"]
+    server = [r for r in rows if r["scenario"] == "server"]
+    assert server
+    assert server[0]["load"] == 0.3
+    assert next(r for r in rows if r["scenario"] == "offline")["batch"] == 2
+
+
+def test_files_are_named_by_machine_size_and_date(record: Record, tmp_path: Path) -> None:
+    table, whole = record.write(tmp_path)
+    assert table.name == f"{stem(record.environment, 64)}.csv"
+    assert f"-{record.environment['cores']}c-64px-20" in table.name
+    with table.open(newline="") as file:
+        reader = csv.DictReader(file)
+        assert tuple(reader.fieldnames or ()) == COLUMNS
+        assert len(list(reader)) == len(record.rows)
+    content = json.loads(whole.read_text())
+    assert content["environment"]["packages"]["numpy"] == np.__version__
+    assert len(content["laps_ms"]["edit/ONNX Runtime"]) >= 2
+    assert read_rows(table) == read_rows(whole)
+
+
+def test_an_unknown_column_is_refused(record: Record) -> None:
+    with pytest.raises(InputError, match="unknown columns p999_ms"):
+        Record(record.environment, record.workload, {}).add({"p999_ms": 1.0})
+
+
+# Workers ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_worker_measures_in_a_process_of_its_own(workload: Workload) -> None:
+    with Worker(workload.path, ORT) as worker:
+        first = worker.ask("feed", batch=3)
+        laps = worker.ask("time", calls=4, settle=1)["ms"]
+        facts = worker.ask("facts")
+        with pytest.raises(EngineError, match="unknown request 'dance'"):
+            worker.ask("dance")
+        assert worker.ask("time", calls=1)["ms"], "an error is an answer: the worker goes on"
+    assert len(laps) == 4
+    assert 0 < min(laps) <= first["first_ms"]
+    assert facts["flop"] == workload.count("edit", 3).flop
+    assert "psnr_db" not in facts  # a bundle brings no pictures of PyTorch
+
+
+def test_a_subject_that_cannot_load_says_why(workload: Workload) -> None:
+    spec = SubjectSpec("nothing", "engine", "edit", library="onnxruntime", precision="fp16")
+    with pytest.raises(EngineError, match="nothing: BundleError: the workload has no graph 'fp16:edit_global'"):
+        Worker(workload.path, spec)
+
+
+def test_a_subject_that_takes_too_long_is_stopped(workload: Workload) -> None:
+    with Worker(workload.path, ORT) as worker:
+        worker.ask("feed", batch=1)
+        worker.patience_s = 0.2
+        with pytest.raises(EngineError, match=r"stopped after 0.2 s"):
+            worker.ask("time", calls=1_000_000)
+        with pytest.raises(EngineError, match="its process has ended"):
+            worker.ask("time", calls=1)
+
+
+def test_threads_are_set_for_every_library() -> None:
+    assert {remote.environment(3)[name] for name in ("OMP_NUM_THREADS", "STYLECLIP_RT_THREADS")} == {"3"}
+    assert remote.environment(3)["PATH"] == os.environ["PATH"]
+
+
+def test_prints_of_a_library_do_not_reach_the_answers(workload: Workload, capfd: pytest.CaptureFixture[str]) -> None:
+    """Descriptor 1 of a worker leads to stderr: its private copy alone carries answers."""
+    from styleclip_rt.benchmarks.worker import private_stdout
+
+    saved = os.dup(1)
+    try:
+        answers = private_stdout()
+        os.write(1, b"noise of a library\n")
+        answers.write("answer\n")
+        answers.close()
+    finally:
+        os.dup2(saved, 1)
+        os.close(saved)
+    out, err = capfd.readouterr()
+    assert (out, "noise of a library" in err) == ("answer\n", True)
+
+
+# The workload -----------------------------------------------------------------------------------------------------
+
+
+def test_feeds_are_repeated_for_a_larger_batch(workload: Workload) -> None:
+    small, large = workload.feeds("edit", 2), workload.feeds("edit", 6)
+    assert large["w"].shape[0] == 6
+    assert (large["w"][:2] == small["w"]).all()
+    assert (large["w"][4:6] == small["w"]).all()
+
+
+def test_the_bundle_s_sizes_are_its_network_s(workload: Workload) -> None:
+    assert workload.channels == {4: 128, 8: 128, 16: 128, 32: 64, 64: 32}
+    assert workload.expected("edit") is None
+    assert "torch is not installed" in workload.notes[0]
+
+
+def test_random_weights_need_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from styleclip_rt.benchmarks import prepare
+
+    monkeypatch.setattr(prepare, "_has_torch", lambda: False)
+    with pytest.raises(MissingDependency, match="bench --pack toyfaces"):
+        prepare.prepare(tmp_path / "none", NetworkSpec(), 2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_no_workload_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="no prepared workload"):
+        read_workload(tmp_path)
+
+
+def test_accuracy_sees_a_mixed_up_batch() -> None:
+    rng = np.random.RandomState(0)
+    pictures = rng.randint(0, 255, (2, 8, 8, 3)).astype(np.uint8)
+    assert accuracy(pictures, pictures) == {"psnr_db": 200.0, "max_level_error": 0.0}
+    assert accuracy(pictures + np.uint8(1), pictures)["psnr_db"] == pytest.approx(48.13, abs=0.01)
+    assert accuracy(pictures[::-1], pictures)["psnr_db"] < 12
+
+
+# The machine and the plan -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz", "intel-xeon-platinum-8481c"), ("NVIDIA H200", "nvidia-h200"),
+     ("AMD EPYC 9B14 96-Core Processor", "amd-epyc-9b14-96-core"), ("", "unknown")],
+)  # fmt: skip
+def test_machines_have_file_names(name: str, expected: str) -> None:
+    assert slug(name) == expected
+
+
+def test_the_environment_names_what_matters() -> None:
+    found = environment("cpu", 2)
+    assert found["gpu"] == ""
+    assert found["cpu"]
+    assert found["cores"] >= 1
+    assert found["memory_mib"] > 100
+
+
+def test_the_waterfall_adds_one_technique_at_a_time() -> None:
+    pytest.importorskip("torch", reason="without torch there is no waterfall")
+    plan = make_plan(Options(tasks=("synthesize", "edit")))
+    steps = [spec.technique for spec in plan.subjects["synthesize"] if spec.role == "technique"]
+    assert [len(technique) for technique in steps] == [1, 2, 3, 4]
+    assert all(a == b[: len(a)] for a, b in itertools.pairwise(steps))
+    assert plan.subjects["synthesize"][0].technique == ()
+    assert not any(spec.role == "technique" for spec in plan.subjects["edit"])
+
+
+def test_a_gpu_has_the_original_in_both_precisions() -> None:
+    pytest.importorskip("torch", reason="without torch there is no original")
+    plan = make_plan(Options(device="cuda", tasks=("synthesize",)))
+    first, second = plan.subjects["synthesize"][:2]
+    assert (first.precision, second.precision) == ("fp32", "fp16")
+    compiled = [spec for spec in plan.subjects["synthesize"] if spec.compiled]
+    assert {spec.compiled for spec in compiled} == {"max-autotune"}
+    assert {spec.device for spec in plan.subjects["synthesize"] + plan.ceilings} == {"cuda"}
+
+
+def test_an_unknown_engine_is_named() -> None:
+    with pytest.raises(InputError, match="unknown engine trt; the bench knows onnxruntime"):
+        make_plan(Options(engines=("trt",)))
+
+
+# Start-up ---------------------------------------------------------------------------------------------------------
+
+
+def test_cold_start_stages_and_sliders_have_rows() -> None:
+    options = Options(engines=("onnxruntime",), tasks=(), cold_runs=1, editing_calls=1)
+    found = run.bench(NetworkSpec(pack="toyfaces"), options)
+    assert found.left_out == {"PyTorch": "not asked for"} or found.left_out == {}
+    kinds = {row["kind"] for row in found.rows}
+    assert kinds == {"stage", "slider", "cold", "opening"}
+    stages = [row["name"] for row in found.rows if row["kind"] == "stage"]
+    assert stages == ["decode", "invert", "text", "text (cached)", "direction", "synthesize", "encode"]
+    cold = next(row for row in found.rows if row["kind"] == "cold")
+    assert cold["peak_rss_mib"] > 40
+    assert cold["p50_ms"] > 100
+    assert all(row["gain"] > 0 for row in found.rows if row["kind"] == "slider")
+
+
+def test_a_command_that_fails_is_left_out_with_its_last_line() -> None:
+    record = Record({}, {}, {})
+    options = Options(engines=("onnxruntime",), extras=("stages",), bundle="nowhere", editing_calls=1)
+    startup.measure(options, record, lambda text: None)
+    assert record.rows == []
+    assert "no bundle 'nowhere'" in record.left_out["stages, ONNX Runtime"]
+
+
+def test_peak_memory_is_this_process_s_own() -> None:
+    from styleclip_rt.benchmarks.memory import peak_rss_mib
+
+    before = peak_rss_mib()
+    if before is None:
+        pytest.skip("the system does not tell the peak of resident memory")
+    block = np.ones(64 << 20, np.uint8)
+    assert (peak_rss_mib() or 0) >= before + 30
+    assert block.sum() == 64 << 20
+
+
+def test_csv_cells_are_short() -> None:
+    record = Record({}, {}, {})
+    record.add({"kind": "latency", "p50_ms": 1.23456789, "p99_ms": None, "batch": 2, "valid": True})
+    row = next(csv.DictReader(io.StringIO(record.as_csv())))
+    assert (row["p50_ms"], row["p99_ms"], row["batch"], row["valid"]) == ("1.2346", "", "2", "True")
