@@ -16,6 +16,7 @@ from ....engines.errors import PackError
 
 Array = NDArray[Any]
 SHOWN = 12  # mismatches listed by name; the rest are counted
+LONG = 200  # characters of a mismatch; a hostile key may have any number
 
 
 @dataclass(frozen=True)
@@ -136,4 +137,4 @@ def _row_for(key: str, rows: Sequence[Row]) -> tuple[Row | None, re.Match[str] |
 
 def _short(names: list[str]) -> str:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    return ", ".join(name if len(name) <= LONG else name[:LONG] + "..." for name in names[:SHOWN]) + more
