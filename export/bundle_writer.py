@@ -99,7 +99,7 @@ def export_bundle(pack: Pack, plan: Plan, out: Path, progress: Progress = lambda
         rows = write_graphs(folder, pack, plan, builders, progress)
         if pack.has("tokenizer"):
             shutil.copyfile(pack.file("tokenizer"), folder / "tokenizer.json")
-        (folder / MANIFEST).write_text(json_text(manifest_of(pack, plan, rows, folder)), encoding="utf-8")
+        (folder / MANIFEST).write_text(json_text(manifest_of(pack, plan, rows, folder, missing)), encoding="utf-8")
         total = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return Report(out, tuple(rows), total, missing, time.perf_counter() - start)
 
@@ -153,8 +153,10 @@ def external_bytes(model: onnx.ModelProto) -> int:
     return sum({entry["offset"]: int(entry["length"]) for entry in entries if entry}.values())
 
 
-def manifest_of(pack: Pack, plan: Plan, rows: list[Row], folder: Path) -> dict[str, Any]:
-    """bundle.json, format version 1."""
+def manifest_of(
+    pack: Pack, plan: Plan, rows: list[Row], folder: Path, missing: Mapping[str, list[str]]
+) -> dict[str, Any]:
+    """bundle.json, format version 1; `missing` names what each graph that is not there would need."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {
         "format": FORMAT,
@@ -170,6 +172,7 @@ def manifest_of(pack: Pack, plan: Plan, rows: list[Row], folder: Path) -> dict[s
             for path in files
         },
         "graphs": {row.spec.name: row.as_json() for row in rows},
+        **({"missing": missing} if missing else {}),
         "model": model_entry(pack),
         "alignment": pack.alignment,
         "tokenizer": "tokenizer.json" if pack.has("tokenizer") else None,

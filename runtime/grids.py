@@ -12,9 +12,9 @@ from ..engines.errors import InputError
 from . import edits, images, sheets
 from .editor import F32, Editor
 from .prompts import mapper_graph
+from .slider import shared_renderer
 from .steps import Beta, Step, checked_alpha, checked_beta, plan
 
-BATCH = 16  # pictures per run
 DEFAULT_ALPHAS = (-3.0, -1.5, 0.0, 1.5, 3.0, 4.5, 6.0)
 NOTHING_LEFT = "no channel\nleft"
 
@@ -115,9 +115,8 @@ def _grid(editor: Editor, rows: tuple[Row, ...], alphas: tuple[float, ...], titl
 
 
 def synthesize_all(editor: Editor, s: F32) -> list[Image.Image]:
-    """Pictures of style vectors s [M, S], any M, a batch at a time."""
-    batches = (editor.synthesize(s[i : i + BATCH]) for i in range(0, len(s), BATCH))
-    return [images.image_from_u8(image_u8) for batch in batches for image_u8 in batch]
+    """Pictures of style vectors s [M, S], any M, a batch at a time; what they share is computed once."""
+    return [images.image_from_u8(image_u8) for image_u8 in shared_renderer(editor, s).all(s)]
 
 
 def _checked(alphas: Sequence[float], rows: int) -> tuple[float, ...]:

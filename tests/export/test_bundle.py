@@ -16,6 +16,7 @@ from styleclip_rt.export import verify  # noqa: E402
 from styleclip_rt.export.bundle_writer import Plan, export_bundle  # noqa: E402
 from styleclip_rt.export.graphs import GraphFactory, graph_list  # noqa: E402
 from styleclip_rt.export.prompts import make_plan  # noqa: E402
+from styleclip_rt.export.slider import slice_names  # noqa: E402
 from styleclip_rt.runtime import edits  # noqa: E402
 from styleclip_rt.runtime.training.pack import load_pack  # noqa: E402
 
@@ -64,8 +65,9 @@ def example(pack, name, batch=2):
     )
 
 
-def test_all_graphs_are_there_and_verified(report, bundle):
-    assert list(bundle.graphs) == GRAPHS
+def test_all_graphs_are_there_and_verified(pack, bundle):
+    slices = slice_names(pack.generator)  # more of them in test_precision_bundle
+    assert list(bundle.graphs) == [*GRAPHS, *slices]
     bundle.verify()
     limits = {"max_abs_error": 1e-3, "max_level_error": 1, "relative_error": 1e-3}
     for name, entry in bundle.manifest["graphs"].items():
