@@ -23,8 +23,8 @@ class Limits:
     """What a file may cost.
 
     file_bytes: its size. operations: of a pickle, which bounds the time. nodes: of the tree, shared parts counted at
-    each place. copied_bytes: memory beyond the memory map (inflated parts, widened bfloat16); None: four times the file
-    and 64 MiB. entries: of a zip archive. header_bytes: of a safetensors file.
+    each place; small files may have fewer. copied_bytes: memory beyond the memory map (inflated parts, widened
+    bfloat16); None: four times the file and 64 MiB. entries: of a zip archive. header_bytes: of a safetensors file.
     """
 
     file_bytes: int = 8 << 30
@@ -40,7 +40,7 @@ class Budget:
 
     def __init__(self, limits: Limits, file_bytes: int):
         self.limits = limits
-        self.operations, self.nodes = limits.operations, limits.nodes
+        self.operations, self.nodes = limits.operations, min(limits.nodes, 10_000 + 4 * file_bytes)
         self.bytes = limits.copied_bytes if limits.copied_bytes is not None else 4 * file_bytes + (64 << 20)
 
     def operation(self) -> None:
@@ -53,7 +53,7 @@ class Budget:
         """One value of the tree."""
         self.nodes -= 1
         if self.nodes < 0:
-            raise PackError(f"it unfolds to more than {self.limits.nodes} values; no checkpoint does")
+            raise PackError("it unfolds to more values than a file of its size may; it looks hostile")
 
     def copy(self, size: int) -> None:
         """`size` bytes of memory outside the memory map, before they are taken."""
