@@ -49,18 +49,22 @@ _TEXT = r"(text_projection|positional_embedding|token_embedding|transformer|ln_f
 _SCALAR = r"(logit_scale|logit_bias)"
 
 
-def import_clip(source: Source | None, architecture: str | None = None) -> tuple[Imported, Imported]:
-    """(clip, tokenizer) from a file, or without one by the name of published weights (`import_clip_by_name`).
+def import_clip(source: Source | str | None, architecture: str | None = None) -> tuple[Imported, Imported]:
+    """(clip, tokenizer) from a file, or from the name of published weights (see `import_clip_by_name`).
 
-    architecture: "NAME", "NAME/TAG" or a path to an `open_clip_config.json`, needed where the file leaves the network
-    open. Raises PackError and InputError that say what is missing.
+    source: the file as read, the name, or None where `architecture` is the name. architecture: "NAME", "NAME/TAG" or a
+    path to an `open_clip_config.json`, needed where a file leaves the network open. Raises PackError and InputError
+    that say what is missing.
     """
-    if source is None:
-        if architecture is None:
-            raise InputError("no CLIP named; expected a file, or a name such as ViT-B-32/openai")
-        return import_clip_by_name(architecture)
-    file = read_clip(source)
-    return from_file(file, choose(file, architecture), source.path.parent)
+    if isinstance(source, Source):
+        file = read_clip(source)
+        return from_file(file, choose(file, architecture), source.path.parent)
+    if source is not None and architecture is not None:
+        raise InputError(f"{source!r} is no file, and a name needs no architecture beside it; give one of the two")
+    name = source or architecture
+    if name is None:
+        raise InputError("no CLIP named; expected a file, or a name such as ViT-B-32/openai")
+    return import_clip_by_name(name)
 
 
 def import_clip_by_name(name: str, fetch: Mapping[str, Fetch] | None = None) -> tuple[Imported, Imported]:
@@ -83,8 +87,10 @@ def import_clip_by_name(name: str, fetch: Mapping[str, Fetch] | None = None) -> 
         weights = _download(name, lambda: fetch["tag"](entry), entry)
         repository = found.tokenizer or ""
     folder = _tokenizer_folder(repository, fetch) if found.tokenizer else weights.parent
-    file = read_clip(read_source(weights))
-    return from_file(file, _by_content(file, found), folder)
+    file = read_clip(source := read_source(weights))
+    origin = {"name": name, "file": weights.name, "sha256": source.sha256, "bytes": source.bytes}
+    clip, tokenizer = from_file(file, _by_content(file, found), folder)
+    return replace(clip, origin=origin), replace(tokenizer, origin=origin)
 
 
 def _tokenizer_folder(repository: str, fetch: Mapping[str, Fetch]) -> Path:
@@ -240,8 +246,8 @@ def _tokenizer(found: Architecture, folder: Path, what: str) -> Imported:
     if found.tokenizer is None:
         if int(text.get("vocab_size", CLIP_VOCABULARY)) < CLIP_VOCABULARY:
             raise PackError(
-                f"{what}: its vocabulary has {text['vocab_size']} ids, not CLIP's {CLIP_VOCABULARY}, and no tokenizer is "
-                "named"
+                f"{what}: its vocabulary has {text['vocab_size']} ids, CLIP's has {CLIP_VOCABULARY}; nothing names its "
+                "tokenizer"
             )
         return clip_tokenizer(int(text.get("context_length", 77)))
     files = {}

@@ -69,12 +69,13 @@ def named(text: str) -> Architecture:
     clip_config(config)
     tags = tags_of(name)
     front, notes = _front_end(name, tags)
-    if tags and not config.get("quick_gelu") and all(entry.get("quick_gelu") for entry in tags.values()):
+    quick = bool(config.get("quick_gelu", False))
+    if tags and not quick and all(entry.get("quick_gelu") for entry in tags.values()):
         notes = (*notes, f"{name} has GELU, but all published weights of its shapes need {name}{QUICK}")
     if tag is not None:
         front = {key: tags[tag][key] for key in FRONT_END}
-        config, notes = {**config, "quick_gelu": bool(tags[tag].get("quick_gelu", False))}, ()
-    return Architecture(name, {**config, **_plain(front)}, tag, notes)
+        quick, notes = bool(tags[tag].get("quick_gelu", False)), ()
+    return Architecture(name, {**config, "quick_gelu": quick, **_plain(front)}, tag, notes)
 
 
 def split_name(text: str) -> tuple[str, str | None]:
@@ -92,8 +93,8 @@ def split_name(text: str) -> tuple[str, str | None]:
     if name not in names:
         close = [known for known in names if known.lower().startswith(name.lower()[:5])][:12]
         raise InputError(
-            f"open_clip has no architecture {text!r}; expected NAME or NAME/TAG such as ViT-B-32/openai"
-            + (f". Similar names: {', '.join(close)}" if close else "")
+            f"{text!r} is neither a file nor an architecture of open_clip; expected NAME or NAME/TAG such as "
+            "ViT-B-32/openai" + (f". Similar names: {', '.join(close)}" if close else "")
         )
     return name, None
 
