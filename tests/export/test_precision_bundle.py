@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch", reason="the PyTorch path needs the extra 't
 
 from styleclip_rt.engines.bundle import open_bundle  # noqa: E402
 from styleclip_rt.engines.errors import InputError, ToleranceError  # noqa: E402
+from styleclip_rt.engines.onnx_bytes import inline_weights  # noqa: E402
 from styleclip_rt.export import precision_gate  # noqa: E402
 from styleclip_rt.export.bundle_writer import Plan, export_bundle  # noqa: E402
 from styleclip_rt.export.prompts import make_plan  # noqa: E402
@@ -87,6 +88,27 @@ def test_every_node_reads_one_floating_type(bundle):
                 assert len(types | {kinds[node.output[0]]}) == 1, (name, node.op_type, node.name)
         convolved = {kinds[node.output[0]] for node in graph.node if node.op_type in ("Conv", "MatMul", "Gemm")}
         assert (half in convolved) == (entry["precision"]["type"] == "fp16"), name
+
+
+def test_tensorrt_parses_every_graph(bundle):
+    """Its networks are strongly typed: a float32 factor of a float16 tensor is an error there."""
+    trt = pytest.importorskip("tensorrt_rtx", reason="parsing needs the wheels tensorrt-rtx-cu13-*; no GPU")
+    for name, entry, _ in models(bundle):
+        journal = trt.Logger(trt.Logger.ERROR)
+        builder = trt.Builder(journal)
+        network = builder.create_network(0)
+        parser = trt.OnnxParser(network, journal)
+        parsed = parser.parse(inline_weights(bundle.path / entry["file"]))
+        assert parsed, (name, [str(parser.get_error(i)) for i in range(parser.num_errors)])
+
+
+def test_openvino_runs_float16(bundle, pack):
+    pytest.importorskip("openvino", reason="the second CPU engine needs the extra 'openvino'")
+    s = pack.generator.styles(torch.randn(2, pack.generator.num_ws, 16)).detach()
+    with torch.no_grad():
+        expected = pack.generator.synthesize(s).numpy()
+    with open_bundle(bundle.path, device="cpu", engine="openvino") as other:
+        assert np.abs(other.run("synthesize", s=s.numpy())["image"] - expected).max() < 0.05
 
 
 def test_slices_add_nodes_and_no_weights(bundle):
