@@ -1,4 +1,5 @@
-"""Imported kinds of networks as bundles: mappers of w+ and of style space, encoders that are no square."""
+"""Imported kinds of networks as bundles: mappers of w+ and of style space, an encoder whose picture is no square, and
+the identity network with the published crop and poolings."""
 
 from __future__ import annotations
 
@@ -19,6 +20,7 @@ from styleclip_rt.export.prompts import make_plan  # noqa: E402
 from styleclip_rt.runtime import grids  # noqa: E402
 from styleclip_rt.runtime.editor import Editor  # noqa: E402
 from styleclip_rt.runtime.images import pm1_from_image  # noqa: E402
+from styleclip_rt.runtime.training.networks.arcface import ArcFace, ArcFaceConfig  # noqa: E402
 from styleclip_rt.runtime.training.networks.e4e import E4EConfig, Encoder4Editing  # noqa: E402
 from styleclip_rt.runtime.training.networks.mapper import MapperConfig, build_mapper  # noqa: E402
 from styleclip_rt.runtime.training.pack import PackWriter, load_pack  # noqa: E402
@@ -28,6 +30,7 @@ CONFIGS = {
     "single": MapperConfig(8, 16, kind="single"),
     "conv": MapperConfig(8, 16, kind="style", channels=CHANNELS),
 }
+IDENTITY = replace(ArcFaceConfig.ir_se50(), stem=4, stages=((4, 1), (8, 1), (12, 1), (16, 1)), reduction=4, embed_dim=8)
 CARS = E4EConfig(8, 16, 32, 8, ((8, 1), (12, 1), (16, 2)), 4, 16, 2, 5, 1, input_height=24, input_width=32)
 
 
@@ -47,6 +50,7 @@ def pack(write_part_pack_once, tmp_path_factory):
             writer.add(f"mapper/{name}", loud(build_mapper(config)))
             writer.prompts[name] = {"target": f"a {name} face", "neutral": "a face"}
         writer.add("inverter", Encoder4Editing(CARS).eval())
+        writer.add("identity", ArcFace(IDENTITY).eval())
     return load_pack(folder)
 
 
@@ -175,6 +179,20 @@ def test_whole_photos_of_another_shape_are_resized_for_such_an_inverter(editor, 
     assert np.array_equal(result.w, bundle.run("invert", image=pm1_from_image(frame.crop))["w"])
     with pytest.raises(InputError, match="whole photos at 32 x 24 px"):
         editor.frame(photo, editor.framing(align=True))
+
+
+def test_the_published_crop_and_pooling_are_in_the_identity_graph(bundle, pack):
+    """188 px to 112 px is no whole ratio, which ONNX has no adaptive pooling for."""
+    image = torch.rand(3, 3, 256, 256, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    outside = image.clone()
+    outside[:, :, :35], outside[:, :, :, 220:] = 0, 0
+    face = torch.nn.functional.adaptive_avg_pool2d(image[:, :, 35:223, 32:220], 112)
+    with torch.no_grad():
+        features = pack.identity.norm(pack.identity.backbone(face)[-1]).flatten(1)
+        expected = torch.nn.functional.normalize(pack.identity.embed_norm(pack.identity.embed(features))).numpy()
+    for feed in (image, outside):
+        assert np.abs(bundle.run("identify", image=feed.numpy())["embedding"] - expected).max() < 1e-5
+    assert np.abs(expected[0] - expected[1]).max() > 1e-3
 
 
 @pytest.mark.parametrize(

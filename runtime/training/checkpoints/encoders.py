@@ -25,7 +25,8 @@ TYPES = {"Encoder4Editing": "e4e", "GradualStyleEncoder": "psp"}
 PUBLISHED_STYLES = 18
 CARS_STYLES = 16
 CARS_SHAPE = (192, 256)
-STYLE = re.compile(r"encoder\.styles\.(\d+)\.linear\.weight")
+STYLE = re.compile(r"encoder\.styles\.(\d{1,4})\.linear\.weight")
+MAX_STYLES = 64  # a generator of 1024 px has 18
 HEADS = (
     Row(r"encoder\.styles\.(\d+)\.(convs\.\d+|linear)\.(weight|bias)", r"heads.\1.\2.\3"),
     Row(r"encoder\.latlayer([12])\.(weight|bias)", r"laterals.\1.\2"),
@@ -92,8 +93,8 @@ def inverter_config(arrays: Mapping[str, Array], opts: Mapping[str, Any], kind: 
         raise PackError(f"{what}: it reads {colours} channels of label maps or sketches; expected RGB photos")
     stem, stages, reduction = backbone_layout(arrays, "encoder.", what)
     styles = sorted(int(match[1]) for key in arrays if (match := STYLE.fullmatch(key)))
-    if not styles or styles != list(range(len(styles))):
-        raise PackError(f"{what}: encoder.styles holds {styles}; expected one head per layer, 0 and up")
+    if not 0 < len(styles) <= MAX_STYLES or styles != list(range(len(styles))):
+        raise PackError(f"{what}: encoder.styles holds {styles[:MAX_STYLES]}; expected one head per layer, 0 and up")
     w_dim = shape_of(arrays, "encoder.styles.0.linear.weight", what, 2)[0]
     width = shape_of(arrays, "encoder.latlayer1.weight", what, 4)[0]
     base = E4EConfig.published(len(styles), kind)
@@ -118,6 +119,8 @@ def average_latent(
     if not starts or given is None:
         unused = "the file's latent_avg is not added: opts.start_from_latent_avg is off"
         return np.zeros(config.w_dim, np.float32), [unused] if given is not None else []
+    if given.dtype.kind not in "fiu":
+        raise PackError(f"{what}: latent_avg holds {given.dtype.name}; expected numbers")
     rows = np.atleast_2d(np.asarray(given, np.float32))
     shapes = ((1, config.w_dim), (config.num_ws, config.w_dim))
     if is_cars(opts) and len(rows) == PUBLISHED_STYLES:

@@ -60,12 +60,14 @@ def backbone_layout(arrays: Mapping[str, Array], prefix: str, what: str) -> tupl
     kind without squeeze-and-excitation.
     """
     stem = shape_of(arrays, f"{prefix}input_layer.0.weight", what, 4)[0]
-    depths = []
+    depths: list[int] = []
     while (key := f"{prefix}body.{len(depths)}.res_layer.3.weight") in arrays:
         depths.append(shape_of(arrays, key, what, 4)[0])
     stages = tuple((width, len(list(units))) for width, units in groupby(depths))
     if tuple(units for _, units in stages) != UNITS:
-        raise PackError(f"{what}: stages (width, units) are {list(stages)}; expected {UNITS} units, those of IR-SE50")
+        raise PackError(
+            f"{what}: stages (width, units) are {list(stages[:8])}; expected {UNITS} units, those of IR-SE50"
+        )
     gate = f"{prefix}body.0.res_layer.5.fc1.weight"
     if gate not in arrays:
         raise PackError(f"{what}: no squeeze-and-excitation (mode 'ir'); only the mode 'ir_se' is published and read")

@@ -161,7 +161,7 @@ def read_levels(
     if wrong:
         flags = ", ".join(f"no_{group}_mapper is {opts[f'no_{group}_mapper']}" for group in wrong)
         raise PackError(f"{what}: the option {flags}, but the file has {'' if there[wrong[0]] else 'no '}such weights")
-    return MapperConfig(num_ws, w_dim, **there)
+    return MapperConfig(num_ws, w_dim, there["coarse"], there["medium"], there["fine"])
 
 
 def read_single(

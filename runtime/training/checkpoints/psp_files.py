@@ -39,10 +39,11 @@ def file_arrays(source: Source) -> dict[str, Array]:
 
 
 def options(source: Source) -> dict[str, Any] | None:
-    """The training options of the file (a dict, or the state of an argparse.Namespace); None where it has none."""
+    """The plain values among the training options (a dict or an argparse.Namespace); None where the file has none."""
     if not source.has("opts"):
         return None
-    return {str(key): value for key, value in members(source.child("opts")).items()}
+    found = members(source.child("opts")).items()
+    return {str(key): value for key, value in found if value is None or isinstance(value, bool | int | float | str)}
 
 
 def has_key(arrays: Mapping[str, Array], pattern: str) -> bool:
@@ -124,7 +125,9 @@ def placed(arrays: Mapping[str, Array], rows: Sequence[Row]) -> Iterator[tuple[s
 
 
 def relative_gap(value: Array, ours: Array) -> float:
-    """max |a - b| over max |b|; infinite where a value is not finite."""
+    """max |a - b| over max |b|; infinite where a value is not finite or no number."""
+    if value.dtype.kind not in "fiu":
+        return np.inf
     gap = float(np.abs(np.asarray(value, np.float32) - ours).max(initial=0.0))
     return gap / max(float(np.abs(ours).max(initial=0.0)), 1e-12) if np.isfinite(gap) else np.inf
 

@@ -78,13 +78,13 @@ class MapperConfig:
         if kind not in KINDS:
             raise PackError(f"mapper kind is {kind!r}; this version reads {', '.join(KINDS)}")
         try:
-            sizes = {"num_ws": int(config["num_ws"]), "w_dim": int(config["w_dim"])}
+            num_ws, w_dim = int(config["num_ws"]), int(config["w_dim"])
             more: dict[str, Any] = {"depth": int(config.get("depth", 4)), "kind": kind}
             if kind == "levels":
                 more |= {group: bool(config["groups"][group]) for group in GROUP_BOUNDS}
             if kind == "style":
                 more |= {"channels": tuple(int(c) for c in config["channels"]), "torgb": bool(config["torgb"])}
-            return cls(**sizes, **more)
+            return cls(num_ws, w_dim, **more)
         except (KeyError, TypeError, ValueError) as error:
             raise PackError(f"mapper config {dict(config)} lacks or misstates {error}; see the pack format") from None
 
@@ -193,4 +193,9 @@ LatentMapper = LevelsMapper | SingleMapper | StyleSpaceMapper
 
 def build_mapper(config: MapperConfig) -> LatentMapper:
     """The network of `config.kind`."""
-    return {"levels": LevelsMapper, "single": SingleMapper, "style": StyleSpaceMapper}[config.kind](config)
+    networks: dict[str, type[LatentMapper]] = {
+        "levels": LevelsMapper,
+        "single": SingleMapper,
+        "style": StyleSpaceMapper,
+    }
+    return networks[config.kind](config)
