@@ -2,8 +2,8 @@
 
 StyleCLIP's two code bases measure sigma on different samples. Both draw w at psi 0.7. The TensorFlow files ("tf") give
 that w to every layer; the PyTorch port ("torch-cutoff8") truncates the first 8 layers only, so that its sigma is 1/0.7
-times larger from the second 64 px layer on. A strength alpha means different edits under the two, hence the convention is
-recorded, and that of a file is found by comparing it with samples of the generator itself.
+times larger from the second 64 px layer on. A strength alpha means different edits under the two, hence the convention
+is recorded, and that of a file is found by comparing it with samples of the generator itself.
 """
 
 from __future__ import annotations
