@@ -79,7 +79,16 @@ class Bundle:
             InputError: no such graph; the message lists the graphs.
         """
         if name not in self._checked.graphs:
-            raise InputError(f"no graph {name!r} in the bundle {self.path}; its graphs are: {', '.join(self.graphs)}.")
+            lacked = self.manifest.get("missing")
+            parts = lacked.get(name) if isinstance(lacked, dict) else None
+            why = (
+                f" The pack that it was made from lacked {', '.join(map(str, parts))}."
+                if isinstance(parts, list)
+                else ""
+            )
+            raise InputError(
+                f"no graph {name!r} in the bundle {self.path}; its graphs are: {', '.join(self.graphs)}.{why}"
+            )
         return self._checked.graphs[name]
 
     def run(self, name: str, /, **feeds: np.ndarray) -> dict[str, np.ndarray]:

@@ -117,16 +117,15 @@ class WeightFile:
 
     def scale(self, graph: ir.Graph, name: str, gain: F32) -> ir.Value:
         """The gain of a factored weight as an initialiser: a scalar inside the graph, a long vector in the file."""
-        return initialiser(
-            graph, self.tensor(name, gain) if gain.nbytes >= EXTERNAL_BYTES else ir.tensor(gain, name=name)
-        )
+        large = gain.nbytes >= EXTERNAL_BYTES
+        return initialiser(graph, self.tensor(name, gain) if large else ir.Tensor(gain, name=name))
 
     def close(self) -> None:
         """Ends the file."""
         self.stream.close()
 
 
-def initialiser(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:
+def initialiser(graph: ir.Graph, tensor: ir.ExternalTensor | ir.Tensor) -> ir.Value:
     """Registers a tensor as an initialiser of the graph, under its own name."""
     value = ir.Value(
         name=tensor.name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor

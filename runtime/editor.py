@@ -42,7 +42,7 @@ class Editor:
         self.origin = origin
         cache = cache_folder(store.home(), origin.path / store.MANIFEST) if origin else None
         self.text = TextEncoder(bundle, self.model, cache)
-        self.alignment = read_alignment(bundle.manifest, self.model.invert_size or self.model.resolution)
+        self.alignment = read_alignment(bundle.manifest, self.model.invert_size or self.model.resolution or 1)
 
     @classmethod
     def open(

@@ -57,7 +57,10 @@ DEFAULT_PSI = 0.7  # StyleCLIP's truncation, for a bundle that records none
 
 @dataclass(frozen=True)
 class Model:
-    """Sizes in pixels or channels; every shape of the runtime derives from these. None: the bundle lacks that part."""
+    """Sizes in pixels or channels; every shape of the runtime derives from these.
+
+    None, and 0 for the generator's, mean that the bundle lacks that part.
+    """
 
     name: str
     resolution: int
@@ -84,11 +87,7 @@ def read_model(manifest: Mapping[str, Any]) -> Model:
     model = _table(manifest, "model")
     return Model(
         name=_text(manifest, "name"),
-        resolution=_size(model, "resolution"),
-        num_ws=_size(model, "num_ws"),
-        z_dim=_size(model, "z_dim"),
-        w_dim=_size(model, "w_dim"),
-        style_channels=_size(model, "style_channels"),
+        **_generator(model),
         embed_dim=_if_there(model, "clip", lambda: _size(_table(model, "clip"), "embed_dim")),
         invert_size=_if_there(model, "invert_size", lambda: _size(model, "invert_size")),
         identify_size=_if_there(model, "identify_size", lambda: _size(model, "identify_size")),
@@ -102,6 +101,13 @@ def read_model(manifest: Mapping[str, Any]) -> Model:
         psi=_psi(model),
         invert_shape=_if_there(model, "invert_shape", lambda: _shape(model, "invert_shape")),
     )
+
+
+def _generator(model: Mapping[str, Any]) -> dict[str, int]:
+    """The sizes of the generator, all of them; or all 0 where the bundle has none of them."""
+    names = ("resolution", "num_ws", "z_dim", "w_dim", "style_channels")
+    there = any(name in model for name in names)
+    return {name: _size(model, name) if there else 0 for name in names}
 
 
 def _psi(model: Mapping[str, Any]) -> float:

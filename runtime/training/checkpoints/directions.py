@@ -107,7 +107,7 @@ def clean_rows(table: Array) -> tuple[Array, list[str]]:
     A channel that moves no picture is 0/0 in the original, where it turns every edit into NaN; zero says what is meant.
     Rows that are not of unit length stay as they are, because the original uses them so.
     """
-    broken = ~np.isfinite(table).all(axis=1)
+    broken = np.asarray(~np.isfinite(table).all(axis=1))
     table = np.where(broken[:, None], np.float32(0), table)
     lengths = np.linalg.norm(table.astype(np.float64), axis=1)
     off = int(((np.abs(lengths - 1) >= UNIT) & (lengths > 0)).sum())
