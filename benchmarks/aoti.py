@@ -41,9 +41,13 @@ def package_file(key: str) -> Path:
 
 
 def package_key(network: str, spec: SubjectSpec, batch: int) -> str:
-    """What a package depends on: network, task, form, batch, precision, torch, and the processor or card."""
+    """What a package depends on: network, task, form and its source, batch, precision, torch, processor or card."""
+    sources = [
+        Path(__file__).with_name(name).read_bytes() for name in ("baseline.py", "network.py", "torch_subjects.py")
+    ]
+    code = hashlib.sha256(b"".join(sources)).hexdigest()
     place = torch.cuda.get_device_name() if spec.device == "cuda" else processor_name()
-    parts = (network, spec.task, spec.technique, batch, spec.precision, torch.__version__, spec.device, place)
+    parts = (network, spec.task, spec.technique, batch, spec.precision, torch.__version__, spec.device, place, code)
     return json.dumps(parts)
 
 

@@ -109,6 +109,9 @@ def measuring_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @measuring_options
 @click.option("--loadgen", is_flag=True, help="Drive the scenarios by MLPerf LoadGen (extra `bench`).")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Folder of the results.")
+@click.option(
+    "--append", is_flag=True, help="Add to today's files of this machine and size, in place of replacing them."
+)
 @click.option("--plot/--no-plot", default=True, help="With figures (extra `bench`), or without.")
 @click.option("--dry-run", is_flag=True, help="Say what would be measured; measure nothing.")
 @json_option
@@ -123,7 +126,7 @@ def bench(**given: Any) -> None:
         show_plan(network, options, make_plan(options), given["as_json"])
         return
     record = run_with_progress(network, options)
-    table, whole = record.write(given["out"] or (Path.cwd() if given["quick"] else default_folder()))
+    table, whole = record.write(given["out"] or (Path.cwd() if given["quick"] else default_folder()), given["append"])
     plots = draw(record, table) if given["plot"] else []
     if given["as_json"]:
         print_json(record.as_json())

@@ -1,12 +1,16 @@
-"""Peak memory of a process and free memory of a GPU, from the system itself."""
+"""Memory of a process on the host and on a GPU, from the system itself."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from pathlib import Path
 
 from ..engines.driver import cuda_driver
+
+_MOST_PROCESSES = 256
+_UNKNOWN = 1 << 62  # NVML says -1 where it may not tell
 
 
 def peak_rss_mib() -> int | None:
@@ -31,17 +35,30 @@ def _peak_of_usage() -> int | None:
     return peak >> 20 if sys.platform == "darwin" else peak >> 10
 
 
-def device_free_bytes() -> int | None:
-    """Free memory of the first CUDA device, None without one; makes its primary context current."""
+class _Process(ctypes.Structure):
+    """nvmlProcessInfo_t."""
+
+    _fields_ = (
+        ("pid", ctypes.c_uint),
+        ("used", ctypes.c_ulonglong),
+        ("gpu_instance", ctypes.c_uint),
+        ("compute_instance", ctypes.c_uint),
+    )
+
+
+def device_bytes() -> int | None:
+    """Memory of the first CUDA device that this process holds now, its context included; None where NVML cannot say."""
     if cuda_driver().devices == 0:
         return None
-    cuda = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    device, context = ctypes.c_int(0), ctypes.c_void_p()
-    free, total = ctypes.c_size_t(0), ctypes.c_size_t(0)
-    steps = (
-        lambda: cuda.cuDeviceGet(ctypes.byref(device), 0),
-        lambda: cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), device),
-        lambda: cuda.cuCtxSetCurrent(context),
-        lambda: cuda.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total)),
-    )
-    return None if any(step() != 0 for step in steps) else free.value
+    try:
+        nvml = ctypes.CDLL("nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1")
+        device, count = ctypes.c_void_p(), ctypes.c_uint(_MOST_PROCESSES)
+        processes = (_Process * _MOST_PROCESSES)()
+        if nvml.nvmlInit_v2() or nvml.nvmlDeviceGetHandleByIndex_v2(0, ctypes.byref(device)):
+            return None
+        if nvml.nvmlDeviceGetComputeRunningProcesses_v3(device, ctypes.byref(count), processes):
+            return None
+    except (OSError, AttributeError):
+        return None
+    own = [p.used for p in processes[: count.value] if p.pid == os.getpid() and p.used < _UNKNOWN]
+    return own[0] if own else None

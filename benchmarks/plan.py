@@ -80,6 +80,12 @@ class Plan:
     ceilings: list[SubjectSpec] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """Of the graphs that the engines need; none where no engine runs."""
+        specs = [spec for specs in self.subjects.values() for spec in specs if spec.kind == "engine"]
+        return tuple(p for p in ("fp32", "fp16") if any(spec.precision == p for spec in specs))
+
 
 def make_plan(options: Options) -> Plan:
     """Everything that can run here; InputError for an unknown engine."""

@@ -11,14 +11,15 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from ..engines.bundle import open_bundle
-from ..engines.errors import BundleError, MissingDependency, StyleclipError
+from ..engines.errors import BundleError, MissingDependency
+from ..engines.session import first_line
 from ..runtime.store import find_bundle
 from .network import Network, NetworkSpec, load_network, make_inputs
 from .workload import HALF, MATMUL, TASKS, Workload, read_workload
@@ -34,9 +35,13 @@ MATMUL_SIZE = 2048
 
 
 def prepare(
-    folder: Path, spec: NetworkSpec, batch: int, half: bool = False, progress: Progress = lambda text: None
+    folder: Path,
+    spec: NetworkSpec,
+    batch: int,
+    precisions: Sequence[str] = ("fp32",),
+    progress: Progress = lambda text: None,
 ) -> Workload:
-    """The workload of a network in `folder`, made if it is not there; `batch` rows of feeds; `half`: float16 too.
+    """The workload of a network in `folder`, made if it is not there: `batch` rows of feeds, graphs in `precisions`.
 
     Raises:
         MissingDependency: a network without a ready-made bundle, and torch is not installed.
@@ -47,7 +52,7 @@ def prepare(
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        (_from_network if _has_torch() else _from_bundle)(work, spec, batch, half, progress)
+        (_from_network if _has_torch() else _from_bundle)(work, spec, batch, precisions, progress)
         os.replace(work, folder)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
@@ -61,7 +66,7 @@ def _has_torch() -> bool:
     return all(find_spec(name) is not None for name in ("torch", "safetensors"))
 
 
-def _from_network(work: Path, spec: NetworkSpec, batch: int, half: bool, progress: Progress) -> None:
+def _from_network(work: Path, spec: NetworkSpec, batch: int, precisions: Sequence[str], progress: Progress) -> None:
     import torch
 
     progress("network")
@@ -73,7 +78,7 @@ def _from_network(work: Path, spec: NetworkSpec, batch: int, half: bool, progres
     with torch.no_grad():
         np.savez(work / "reference.npz", **cast("dict[str, Any]", _references(network, workload)))
     progress("graphs")
-    graphs, notes = export_graphs(network, work, half)
+    graphs, notes = export_graphs(network, work, precisions)
     Workload(**{**vars(workload), "graphs": graphs, "notes": notes}).save()
 
 
@@ -95,19 +100,18 @@ def _references(network: Network, workload: Workload) -> dict[str, np.ndarray]:
     return pictures
 
 
-def export_graphs(network: Network, work: Path, half: bool) -> tuple[dict[str, str], tuple[str, ...]]:
+def export_graphs(network: Network, work: Path, precisions: Sequence[str]) -> tuple[dict[str, str], tuple[str, ...]]:
     """({graph: file}, notes) of the tasks, sliders and a matrix product; a note says what is missing and why."""
-    notes: tuple[str, ...] = ()
-    try:
-        graphs = _export(network, work, "fp32")
-    except ImportError as error:
-        return {}, (f"no ONNX graph was exported: {error.name} is not installed",)
-    if half:
+    graphs: dict[str, str] = {}
+    notes: list[str] = []
+    for precision in precisions:
         try:
-            graphs |= _export(network, work, "fp16")
-        except StyleclipError as error:
-            notes = (f"no float16 graph: {error}",)
-    return graphs | {MATMUL: _write_matmul(work)}, notes
+            graphs |= _export(network, work, precision)
+        except ImportError as error:
+            notes.append(f"no {precision} graph: {error.name} is not installed")
+        except Exception as error:  # the exporter raises anything; the PyTorch rows do not need it
+            notes.append(f"no {precision} graph: {type(error).__name__}: {first_line(error)}")
+    return (graphs | {MATMUL: _write_matmul(work)} if "fp32" in precisions and graphs else graphs), tuple(notes)
 
 
 def _export(network: Network, work: Path, precision: str) -> dict[str, str]:
@@ -143,7 +147,7 @@ def _write_matmul(work: Path) -> str:
     return file
 
 
-def _from_bundle(work: Path, spec: NetworkSpec, batch: int, half: bool, progress: Progress) -> None:
+def _from_bundle(work: Path, spec: NetworkSpec, batch: int, precisions: Sequence[str], progress: Progress) -> None:
     """The base install: the bundle of the same name, with feeds from its own graphs, in the precision that it has."""
     if spec.pack is None:
         raise MissingDependency(
@@ -181,7 +185,7 @@ def channels_of(model: dict[str, Any]) -> dict[int, int]:
 
 
 def main() -> None:
-    """`... benchmarks.prepare '{"folder": ..., "network": {...}, "batch": 8}'`; progress to stderr."""
+    """`... benchmarks.prepare '{"folder": ..., "network": {...}, "batch": 8, "precisions": ["fp32"]}'`."""
     request = json.loads(sys.argv[1])
 
     def progress(text: str) -> None:
@@ -192,7 +196,7 @@ def main() -> None:
         Path(request["folder"]),
         NetworkSpec(**request["network"]),
         int(request["batch"]),
-        bool(request.get("half")),
+        tuple(request["precisions"]),
         progress,
     )
 

@@ -71,13 +71,25 @@ class Record:
             "laps_ms": short,
         }
 
-    def write(self, folder: Path) -> tuple[Path, Path]:
-        """(CSV, JSON) in `folder`; a run of the same day on the same machine replaces them."""
+    def write(self, folder: Path, append: bool = False) -> tuple[Path, Path]:
+        """(CSV, JSON) in `folder`, in place of those of the same day, machine and size.
+
+        With `append` the rows are added to those; a row that both have is the new one.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         table, whole = folder / f"{self.stem}.csv", folder / f"{self.stem}.json"
+        if append and whole.is_file():
+            self._take_over(json.loads(whole.read_text(encoding="utf-8")))
         table.write_text(self.as_csv(), encoding="utf-8")
         whole.write_text(json.dumps(self.as_json(), indent=1) + "\n", encoding="utf-8")
         return table, whole
+
+    def _take_over(self, before: dict[str, Any]) -> None:
+        """Rows, latencies and reasons of an earlier run that this one does not have."""
+        known = {key_of(row) for row in self.rows}
+        self.rows = [row for row in before["rows"] if key_of(row) not in known] + self.rows
+        self.laps = before["laps_ms"] | self.laps
+        self.left_out = before["left_out"] | self.left_out
 
 
 def cell(value: Any) -> str:

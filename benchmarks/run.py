@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -58,7 +58,7 @@ def bench(network: NetworkSpec, options: Options, progress: Progress = lambda te
         startup.measure(options, record, progress)
         return record
     progress("prepare")
-    with prepared(network, max(8, *options.batches), "fp16" in options.precisions) as folder:
+    with prepared(network, max(8, *options.batches), plan.precisions) as folder:
         workload = read_workload(folder)
         about = {"network": network.label, "size": workload.size, "channels": workload.channels}
         about |= {"reference": workload.reference, "notes": list(workload.notes)}
@@ -72,13 +72,14 @@ def bench(network: NetworkSpec, options: Options, progress: Progress = lambda te
 
 
 @contextmanager
-def prepared(network: NetworkSpec, batch: int, half: bool) -> Iterator[Path]:
+def prepared(network: NetworkSpec, batch: int, precisions: Sequence[str]) -> Iterator[Path]:
     """The folder of the workload, made in a process of its own and removed in the end."""
     parent = Path(tempfile.mkdtemp(prefix="styleclip-rt-bench-"))
     try:
         folder = parent / network.key
-        request = json.dumps({"folder": str(folder), "network": asdict(network), "batch": batch, "half": half})
-        command = [sys.executable, "-m", f"{__package__}.prepare", request]
+        request: dict[str, Any] = {"folder": str(folder), "network": asdict(network), "batch": batch}
+        request |= {"precisions": list(precisions)}
+        command = [sys.executable, "-m", f"{__package__}.prepare", json.dumps(request)]
         done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ})
         if done.returncode:
             lines = done.stderr.strip().splitlines()
@@ -92,16 +93,17 @@ def prepared(network: NetworkSpec, batch: int, half: bool) -> Iterator[Path]:
 
 
 def measure_task(run: Run, task: str) -> None:
-    """Batch 1 of every subject in turns with the ceilings, then the sweep and the scenarios of those that allow it."""
+    """Batch 1 of every subject in turns with the ceilings; of the last task also the sweep and the scenarios."""
     with ExitStack() as stack:
         specs = [*run.plan.subjects[task], *run.plan.ceilings]
         workers = start_workers(run, stack, specs, task)
         rows = time_batch(run, task, workers, 1)
+        if task != [name for name in run.options.tasks if name != "slider"][-1]:
+            return
         for batch in (b for b in run.options.batches if b > 1):
             swept = {n: w for n, w in workers.items() if in_sweep(run, w.spec, rows.get(n), batch)}
             time_batch(run, task, swept, batch)
-        if task == "edit" or run.options.tasks == ("synthesize",):
-            run_scenarios(run, task, {n: w for n, w in workers.items() if w.spec.role == "engine"})
+        run_scenarios(run, task, {n: w for n, w in workers.items() if w.spec.role == "engine"})
 
 
 def measure_slider(run: Run, task: str) -> None:
@@ -144,6 +146,8 @@ def start_workers(run: Run, stack: ExitStack, specs: list[SubjectSpec], task: st
 def in_sweep(run: Run, spec: SubjectSpec, row: Row | None, batch: int) -> bool:
     """Larger batches are for the engines and the original, where a round of them fits into its time."""
     if row is None or spec.role == "ceiling" or (spec.role != "engine" and spec.name != ORIGINAL):
+        return False
+    if spec.kind == "aoti" and spec.device == "cpu":  # a package of its own for every batch: minutes of compiling
         return False
     return float(row["p50_ms"]) * batch * 3 <= 1e3 * max(run.options.seconds, 1.0) * 2
 

@@ -23,13 +23,14 @@ COMMANDS = {
 }
 
 
-def newest(results: Path, device: str, size: int | None = None) -> Path | None:
-    """The latest bench CSV in a folder that was measured on `device` (at `size` px), by the date in its name."""
+def newest(results: Path, device: str, size: int | None = None, kind: str = "latency") -> Path | None:
+    """The latest bench CSV in a folder with rows of a kind, measured on `device` (at `size` px), by its date."""
     found = []
     for path in results.glob("*c-*px-*.json"):
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             fits = record["environment"]["device"] == device and size in (None, record["workload"]["size"])
+            fits = fits and any(row["kind"] == kind for row in record["rows"])
             date = record["environment"]["date"]
         except (OSError, ValueError, KeyError, TypeError):
             continue
@@ -38,13 +39,13 @@ def newest(results: Path, device: str, size: int | None = None) -> Path | None:
     return max(found)[1] if found else None
 
 
-def from_newest(device: str, size: int | None, make: Callable[[Rows, bool], str]) -> Callable[[Path], str]:
+def from_newest(device: str, size: int | None, kind: str, make: Callable[[Rows, bool], str]) -> Callable[[Path], str]:
     """A table of `report.TABLES`: `make(rows, times)` of the newest CSV, or a line that says there is none."""
 
     def table(results: Path) -> str:
-        path = newest(results, device, size)
+        path = newest(results, device, size, kind)
         if path is None:
-            return NOT_YET.format(command=COMMANDS[device])
+            return NOT_YET.format(command=COMMANDS[device] if size else COMMANDS[device].split(" --size")[0])
         about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         head = caption(about["environment"], about["workload"], device == "cuda")
         return f"{head}\n\n{make(read_rows(path), device == 'cuda')}"
@@ -181,16 +182,16 @@ def quality(value: str) -> str:
 
 
 BENCH_TABLES: dict[str, Callable[[Path], str]] = {
-    f"bench-{label}-{name}": from_newest(device, 1024, make)
+    f"bench-{label}-{name}": from_newest(device, size, kind, make)
     for label, device in (("cpu", "cpu"), ("gpu", "cuda"))
-    for name, make in (
-        ("synthesis", latency("synthesize")),
-        ("edit", latency("edit")),
-        ("batches", batches),
-        ("stages", extras("stage", "stage of an edit")),
-        ("sliders", extras("slider", "prompt")),
-        ("slider-steps", slider_steps),
-        ("scenarios", scenarios),
+    for name, size, kind, make in (
+        ("synthesis", 1024, "latency", latency("synthesize")),
+        ("edit", 1024, "latency", latency("edit")),
+        ("batches", 1024, "latency", batches),
+        ("slider-steps", 1024, "slider-step", slider_steps),
+        ("scenarios", None, "scenario", scenarios),
+        ("stages", None, "stage", extras("stage", "stage of an edit")),
+        ("sliders", None, "slider", extras("slider", "prompt")),
     )
 }
 

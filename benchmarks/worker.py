@@ -21,7 +21,7 @@ import numpy as np
 
 from ..engines.errors import InputError
 from .loadgen import drive
-from .memory import device_free_bytes, peak_rss_mib
+from .memory import device_bytes, peak_rss_mib
 from .scenarios import Request, run_scenario, timed
 from .subjects import Subject, SubjectSpec, make_subject
 from .workload import accuracy, read_workload
@@ -32,7 +32,6 @@ class Session:
 
     def __init__(self, folder: Path, spec: SubjectSpec) -> None:
         start = time.perf_counter()
-        self.free = device_free_bytes() if spec.device == "cuda" else None
         self.workload = read_workload(folder)
         self.subject: Subject = make_subject(spec, self.workload)
         self.load_s, self.batch = time.perf_counter() - start, 0
@@ -78,9 +77,8 @@ class Session:
 
     def _memory(self) -> dict[str, Any]:
         device = self.subject.peak_device_bytes()
-        if device is None and self.free is not None:
-            now = device_free_bytes()
-            device = None if now is None else max(0, self.free - now)
+        if device is None and self.subject.spec.device == "cuda":
+            device = device_bytes()  # arenas do not shrink: what is held now is the peak
         return {"peak_rss_mib": peak_rss_mib(), "peak_device_mib": None if device is None else round(device / 2**20)}
 
 

@@ -38,7 +38,7 @@ def record(workload: Workload) -> Record:
 
 def test_every_task_and_batch_has_its_row(record: Record) -> None:
     rows = {(r["task"], r["name"], r["batch"]) for r in record.rows if r["kind"] == "latency"}
-    assert rows == {(task, "ONNX Runtime", batch) for task in ("synthesize", "edit") for batch in (1, 2)}
+    assert rows == {(task, "ONNX Runtime", batch) for task, batch in (("synthesize", 1), ("edit", 1), ("edit", 2))}
     ceilings = {r["name"] for r in record.rows if r["kind"] == "ceiling"}
     assert ceilings == {"matmul (numpy)", "copy (numpy)"}
     assert "not asked for" in record.left_out["PyTorch"]
@@ -83,6 +83,18 @@ def test_files_are_named_by_machine_size_and_date(record: Record, tmp_path: Path
     assert content["environment"]["packages"]["numpy"] == np.__version__
     assert len(content["laps_ms"]["edit/ONNX Runtime"]) >= 2
     assert read_rows(table) == read_rows(whole)
+
+
+def test_a_run_can_add_to_the_files_of_the_day(imaginary, tmp_path: Path) -> None:
+    """Rows of the second run win; what it did not measure stays."""
+    imaginary().write(tmp_path)
+    second = imaginary(slower=2.0)
+    second.rows = [row for row in second.rows if row["task"] == "edit" and row["name"] == "OpenVINO"]
+    table, whole = second.write(tmp_path, append=True)
+    rows = {(r["kind"], r["task"], r["name"], r["batch"]): r["p50_ms"] for r in read_rows(table)}
+    assert rows["latency", "edit", "OpenVINO", "1"] == "1600"
+    assert rows["latency", "synthesize", "OpenVINO", "1"] == "800"
+    assert len(json.loads(whole.read_text())["rows"]) == len(rows) == len(imaginary().rows) - 3
 
 
 def test_an_unknown_column_is_refused(record: Record) -> None:

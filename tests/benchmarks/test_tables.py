@@ -63,9 +63,12 @@ def test_the_newest_run_of_a_kind_counts(results: Path, imaginary) -> None:
     small.environment["date"], small.workload["size"] = "2027-01-01T00:00:00+00:00", 64
     small.write(results)
     (results / "broken-2c-1024px-2027-01-02.json").write_text("{")
-    found = newest(results, "cpu", 1024)
+    found, smaller = newest(results, "cpu", 1024), newest(results, "cpu", None, "stage")
     assert found is not None
+    assert smaller is not None
     assert found.name == "amd-epyc-9b14-2c-1024px-2026-12-01.csv"
+    assert smaller.name == "amd-epyc-9b14-2c-64px-2027-01-01.csv"
+    assert newest(results, "cpu", None, "unheard-of") is None
 
 
 def test_every_table_has_a_name_that_a_document_can_use(results: Path) -> None:
