@@ -22,7 +22,7 @@ F64 = NDArray[np.float64]
 
 POINTS = 68
 KINDS = ("none", "ffhq")
-MAX_SIZE = 4096
+MAX_OUTPUT, MAX_TRANSFORM = 1024, 4096  # FFHQ's own; the padded photo grows with the square of the output size
 LANCZOS = Image.Resampling.LANCZOS  # Pillow's name for what the recipe calls ANTIALIAS
 
 
@@ -56,14 +56,14 @@ def read_alignment(manifest: Mapping[str, Any], default_size: int) -> Alignment:
     kind = field.get("kind") if isinstance(field, Mapping) else None
     if kind not in KINDS:
         raise BundleError(f"bundle.json: alignment.kind is {kind!r}; expected one of {', '.join(KINDS)}")
-    output_size = _size(field, "output_size", default_size)
-    return Alignment(kind, output_size, _size(field, "transform_size", output_size))
+    output_size = _size(field, "output_size", min(default_size, MAX_OUTPUT), MAX_OUTPUT)
+    return Alignment(kind, output_size, _size(field, "transform_size", output_size, MAX_TRANSFORM))
 
 
-def _size(field: Mapping[str, Any], key: str, default: int) -> int:
+def _size(field: Mapping[str, Any], key: str, default: int, largest: int) -> int:
     value = field.get(key, default)
-    if type(value) is not int or not 1 <= value <= MAX_SIZE:
-        raise BundleError(f"bundle.json: alignment.{key} is {value!r}; expected whole pixels, 1 to {MAX_SIZE}")
+    if type(value) is not int or not 1 <= value <= largest:
+        raise BundleError(f"bundle.json: alignment.{key} is {value!r}; expected whole pixels, 1 to {largest}")
     return value
 
 
@@ -206,15 +206,23 @@ def gaussian(plane: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
     radius = int(4 * sigma + 0.5)
     weight = np.exp(-0.5 / (sigma * sigma) * np.arange(-radius, radius + 1) ** 2)
     weight /= weight.sum()
-    for axis in (0, 1):
-        length = plane.shape[axis]
-        margin = [(radius, radius) if a == axis else (0, 0) for a in (0, 1)]
-        wide = np.moveaxis(np.pad(plane.astype(np.float64), margin, "symmetric"), axis, 0)
-        total = wide[radius : radius + length] * weight[radius]
-        for k in range(radius):  # pairs, as scipy sums them
-            total += (wide[k : k + length] + wide[2 * radius - k : 2 * radius - k + length]) * weight[k]
-        plane = np.moveaxis(total, 0, axis).astype(np.float32)
-    return plane
+    down = _filtered(plane, weight)
+    return np.ascontiguousarray(_filtered(down.T, weight).T)
+
+
+def _filtered(plane: NDArray[np.float32], weight: F64) -> NDArray[np.float32]:
+    """[H, W] correlated with the odd window `weight` along H, in float64, by matrix products over bands of rows."""
+    rows, radius = len(plane), len(weight) // 2
+    wide = np.pad(plane, ((radius, radius), (0, 0)), "symmetric")
+    out = np.empty(plane.shape, dtype=np.float32)
+    band = min(rows, max(64, radius))
+    matrix = np.zeros((band, band + 2 * radius))
+    for i in range(band):
+        matrix[i, i : i + len(weight)] = weight
+    for start in range(0, rows, band):
+        count = min(band, rows - start)
+        out[start : start + count] = matrix[:count, : count + 2 * radius] @ wide[start : start + count + 2 * radius]
+    return out
 
 
 def _bounds(corners: F64) -> tuple[int, int, int, int]:

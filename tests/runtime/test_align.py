@@ -246,7 +246,7 @@ def test_alignment_of_a_bundle():
     "alignment",
     [{"kind": "cats"}, {"kind": None}, "ffhq", {"kind": "ffhq", "output_size": 0},
      {"kind": "ffhq", "output_size": 1e9}, {"kind": "ffhq", "transform_size": "4096"},
-     {"kind": "ffhq", "output_size": True}, {"kind": ["ffhq"]}],
+     {"kind": "ffhq", "output_size": 2048}, {"kind": "ffhq", "output_size": True}, {"kind": ["ffhq"]}],
 )  # fmt: skip
 def test_alignments_that_are_refused(alignment):
     with pytest.raises(BundleError, match="alignment"):
