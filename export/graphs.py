@@ -112,14 +112,15 @@ class GraphFactory:
         """Token rows [batch,T] of random length: bos, ids, eos, pad."""
         length, config = self.pack.clip.context_length, self.pack.config("clip")["text_cfg"]
         special = self.pack.config("tokenizer") if self.pack.has("tokenizer") else {}
-        vocab = int(config["vocab_size"])
+        vocab = int(config.get("vocab_size", 49408))
         eos = int(special.get("eos", config.get("eos_id", vocab - 1)))
         rows = torch.randint(0, vocab, (batch, length), generator=rng)
         rows = torch.where(rows == eos, (eos + 1) % vocab, rows)
         ends = torch.randint(2, length, (batch,), generator=rng)
         after = torch.arange(length)[None] > ends[:, None]
         rows[after] = int(special.get("pad", config.get("pad_id", 0)))
-        rows[:, 0] = int(special.get("bos", rows[0, 0]))
+        if special.get("bos") is not None:
+            rows[:, 0] = int(special["bos"])
         return rows.scatter(1, ends[:, None], eos)
 
     def check_latents(self, what: str, num_ws: int, w_dim: int) -> None:
