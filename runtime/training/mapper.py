@@ -104,8 +104,8 @@ def mapper_config(generator: Generator, settings: MapperPreset) -> MapperConfig:
     unknown = set(settings.groups) - set(known)
     if unknown or not settings.groups:
         raise InputError(f"mapper groups {settings.groups}: expected one or more of {', '.join(known)}")
-    switches = {group: group in settings.groups for group in known}
-    return MapperConfig(generator.num_ws, generator.config.w_dim, **switches)
+    coarse, medium, fine = (group in settings.groups for group in known)
+    return MapperConfig(generator.num_ws, generator.config.w_dim, coarse, medium, fine)
 
 
 @torch.no_grad()
