@@ -140,6 +140,22 @@ def test_values_beyond_fp16_stay_float32(tmp_path):
     assert judge["labels"].dtype == torch.int64
 
 
+def test_a_file_is_that_of_safetensors_own_writer(tmp_path):
+    from safetensors.torch import save_file
+
+    from styleclip_rt.runtime.training.pack_writer import write_safetensors
+
+    wide = torch.randn(3, 4)
+    tensors = {"b.\u00e9": wide, "a": torch.randn(5), "n": torch.arange(3), "s": torch.tensor(2.0), "t": wide.T}
+    stored = {name: (t.half() if t.ndim > 1 else t).contiguous() for name, t in tensors.items()}
+    write_safetensors(tmp_path / "ours", tensors, "test")
+    save_file(stored, tmp_path / "theirs")
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+    write_safetensors(tmp_path / "exact", {"w": wide, "none": torch.zeros(0, 3)}, "test", exact=True)
+    save_file({"w": wide, "none": torch.zeros(0, 3)}, tmp_path / "theirs")
+    assert (tmp_path / "exact").read_bytes() == (tmp_path / "theirs").read_bytes()
+
+
 def test_all_misfits_are_listed_at_once(pack, tmp_path):
     tensors = load_pack(pack).tensors("generator")
     del tensors["mapping.w_avg"], tensors["synthesis.b4.const"]
