@@ -19,7 +19,7 @@ from ..engines.errors import PackError
 from ..engines.spec import GraphSpec
 from ..runtime.training.needs import NEEDS
 from ..runtime.training.networks.arcface import ArcFaceConfig
-from ..runtime.training.networks.clip import OPENAI_MEAN, OPENAI_STD
+from ..runtime.training.networks.clip import front_end_settings, square_size
 from ..runtime.training.networks.e4e import E4EConfig
 from ..runtime.training.pack import Pack
 from ..runtime.training.pack_format import atomic_directory, sha256_of
@@ -212,12 +212,13 @@ def model_entry(pack: Pack) -> dict[str, Any]:
 
 def clip_entry(config: Mapping[str, Any]) -> dict[str, Any]:
     """CLIP's sizes and normalisation."""
+    mean, std = front_end_settings(config)[:2]
     return {
         "embed_dim": int(config["embed_dim"]),
-        "image_size": int(config["vision_cfg"]["image_size"]),
+        "image_size": square_size(config["vision_cfg"]),
         "context_length": int(config["text_cfg"].get("context_length", 77)),
-        "mean": float32_list(config.get("mean", OPENAI_MEAN)),
-        "std": float32_list(config.get("std", OPENAI_STD)),
+        "mean": float32_list(mean),
+        "std": float32_list(std),
     }
 
 

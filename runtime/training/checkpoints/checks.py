@@ -114,8 +114,8 @@ def _tokenizer(pack: Pack) -> Iterator[str]:
     if not (pack.has("tokenizer") and pack.has("clip")):
         return
     text, tokens = pack.config("clip").get("text_cfg", {}), pack.config("tokenizer")
-    size, vocabulary = tokenizer_size(pack), int(text.get("vocab_size", 49408))
-    if size > vocabulary:
+    size, vocabulary = tokenizer_size(pack), text.get("vocab_size")
+    if vocabulary is not None and size > int(vocabulary):
         yield f"the tokenizer knows {size} tokens, CLIP {vocabulary}: they belong to different models"
     length = int(text.get("context_length", 77))
     if tokens.get("context_length") != length:
