@@ -141,7 +141,8 @@ class TensorRtEngine(Engine):
             results = self._results(pool.plan, worker.shapes(batch), outputs or {}, target)
             given = {**views, **self._output_views(results, worker.shapes(batch), target)}
             order = [tensor.name for tensor in (*self.spec.inputs, *self.spec.outputs)]
-            worker.run_device(tuple(given[name].address for name in order), batch, target, list(given.values()))
+            held = [] if stream is None else list(given.values())
+            worker.run_device(tuple(given[name].address for name in order), batch, target, held)
             if stream is None:
                 self._setup.cuda.wait(target)
         return results

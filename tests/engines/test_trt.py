@@ -293,6 +293,19 @@ def test_the_callers_stream_is_used_as_it_is_and_not_waited_for(engine, setup, d
         engine.run_device({"x": x}, None, "stream")
 
 
+def test_arrays_that_the_caller_drops_live_until_the_next_run(engine, setup, driver):
+    with setup.cuda.current():
+        stream = setup.cuda.stream()
+    x = on_device(setup, batch(2))
+    y = engine.run_device({"x": x}, None, stream)["y"]
+    del x
+    gc.collect()
+    assert driver.counts["cuMemFree"] == 0  # the work is queued, its input must stay
+    engine.run_device({"x": y}, None, stream)
+    gc.collect()
+    assert driver.counts["cuMemFree"] == 1  # x; what the second run writes into is held in turn
+
+
 def test_two_streams_share_a_slot_one_after_the_other(engine, setup, driver, tiny):
     with setup.cuda.current():
         streams = [setup.cuda.stream(), setup.cuda.stream()]
