@@ -30,6 +30,7 @@ from .workload import Workload, read_workload
 
 SETTLE_UNDER_MS = 200.0
 """A subject that is quicker than this gets one untimed call at the start of its turn: caches and threads wake up."""
+CEILING_SECONDS = 3.0
 Progress = Callable[[str], None]
 
 
@@ -97,12 +98,13 @@ def measure_task(run: Run, task: str) -> None:
     with ExitStack() as stack:
         specs = [*run.plan.subjects[task], *run.plan.ceilings]
         workers = start_workers(run, stack, specs, task)
-        rows = time_batch(run, task, workers, 1)
+        rows, _ = time_batch(run, task, workers, 1)
+        add_rows(run, rows)
         if task != [name for name in run.options.tasks if name != "slider"][-1]:
             return
         for batch in (b for b in run.options.batches if b > 1):
             swept = {n: w for n, w in workers.items() if in_sweep(run, w.spec, rows.get(n), batch)}
-            time_batch(run, task, swept, batch)
+            add_rows(run, time_batch(run, task, swept, batch, share=0.5)[0])
         run_scenarios(run, task, {n: w for n, w in workers.items() if w.spec.role == "engine"})
 
 
@@ -116,14 +118,18 @@ def measure_slider(run: Run, task: str) -> None:
         return
     whole = min(engines, key=lambda spec: speed.get(spec.name, float("inf")))
     with ExitStack() as stack:
-        specs = [whole, *slider_subjects(run.workload.cuts, whole)]
-        workers = start_workers(run, stack, specs, task)
-        starts = {name: worker.ask("feed", batch=1) for name, worker in workers.items()}
-        turns = take_turns(run, task, workers, starts, 1, share=0.2)
-        for name, worker in workers.items():
-            row = make_row(run, task, worker, turns, starts[name], 1)
-            gain = turns.speedup(name, whole.name) if whole.name in workers else None
-            run.record.add(row | {"kind": "slider-step", "gain": gain, "speedup": None})
+        workers = start_workers(run, stack, [whole, *slider_subjects(run.workload.cuts, whole)], task)
+        rows, turns = time_batch(run, task, workers, 1, share=0.2)
+        for name, row in rows.items():
+            gain = turns.speedup(name, whole.name) if whole.name in rows else None
+            rows[name] = row | {"kind": "slider-step", "gain": gain, "speedup": None}
+        add_rows(run, rows)
+
+
+def add_rows(run: Run, rows: dict[str, Row]) -> None:
+    """Rows into the record, in their order."""
+    for row in rows.values():
+        run.record.add(row)
 
 
 def start_workers(run: Run, stack: ExitStack, specs: list[SubjectSpec], task: str) -> dict[str, Worker]:
@@ -152,53 +158,48 @@ def in_sweep(run: Run, spec: SubjectSpec, row: Row | None, batch: int) -> bool:
     return float(row["p50_ms"]) * batch * 3 <= 1e3 * max(run.options.seconds, 1.0) * 2
 
 
-def time_batch(run: Run, task: str, workers: dict[str, Worker], batch: int) -> dict[str, Row]:
-    """Rows of one batch size: first call, turns, facts."""
+def time_batch(
+    run: Run, task: str, workers: dict[str, Worker], batch: int, share: float = 1.0
+) -> tuple[dict[str, Row], Alternating]:
+    """Rows of one batch size and the turns behind them: first calls, turns for a share of the time, facts."""
     starts: dict[str, dict[str, float]] = {}
     for name, worker in workers.items():
         run.progress(f"{task}: batch {batch}, first call of {name}")
         try:
             starts[name] = worker.ask("feed", batch=batch)
         except EngineError as error:
-            run.note(f"{name}, batch {batch}", error)
-    turns = take_turns(run, task, {name: workers[name] for name in starts}, starts, batch)
-    rows = {}
-    for name in starts:
+            run.note(f"{name}, {task}, batch {batch}", error)
+    ready = {name: workers[name] for name in starts}
+    warm = {name: start["warm_ms"] for name, start in starts.items()}
+    turns, rows = take_turns(run, f"{task}: batch {batch}", ready, warm, share), {}
+    for name, worker in ready.items():
         try:
             if turns.rounds[name]:
-                rows[name] = make_row(run, task, workers[name], turns, starts[name], batch)
+                rows[name] = make_row(run, task, worker, turns, starts[name], batch)
         except EngineError as error:
-            run.note(f"{name}, batch {batch}", error)
-    for row in rows.values():
-        run.record.add(row)
-    return rows
+            run.note(f"{name}, {task}, batch {batch}", error)
+    return rows, turns
 
 
 def take_turns(
-    run: Run,
-    task: str,
-    workers: dict[str, Worker],
-    starts: dict[str, dict[str, float]],
-    batch: int,
-    share: float = 1.0,
+    run: Run, where: str, workers: dict[str, Worker], warm_ms: dict[str, float], share: float
 ) -> Alternating:
     """All subjects in alternating order, each round; a subject that fails is out from then on."""
     turns, out = Alternating(tuple(workers)), set()
-    seconds = share * run.options.seconds / (1 if batch == 1 else 2)
     for number in range(run.options.rounds):
-        run.progress(f"{task}: batch {batch}, round {number + 1} of {run.options.rounds}")
+        run.progress(f"{where}, round {number + 1} of {run.options.rounds}")
         for name in turns.order(number):
             if name in out:
                 continue
-            expected = starts[name]["second_ms"]
-            limit = min(seconds, 3.0) if workers[name].spec.role == "ceiling" else seconds
-            calls = calls_for(limit, expected, run.options.rounds)
-            settle = int(expected < SETTLE_UNDER_MS)
+            seconds = run.options.seconds * share
+            seconds = min(seconds, CEILING_SECONDS) if workers[name].spec.role == "ceiling" else seconds
+            calls = calls_for(seconds, warm_ms[name], run.options.rounds)
             try:
+                settle = int(warm_ms[name] < SETTLE_UNDER_MS)
                 turns.record(name, workers[name].ask("time", calls=calls, settle=settle)["ms"])
             except EngineError as error:
                 out.add(name)
-                run.note(f"{name}, batch {batch}", error)
+                run.note(f"{name}, {where}", error)
     return turns
 
 
