@@ -17,7 +17,7 @@ import numpy as np
 
 from ....engines.errors import InputError, PackError
 from ...archives import Source, read_source
-from ..networks.clip import clip_config
+from ..networks.clip import clip_config, square_size
 from .clip_architectures import (
     FRONT_END,
     Architecture,
@@ -41,7 +41,7 @@ HUB = "hf-hub:"
 SIDECAR = "open_clip_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 MAX_TOKENIZER_BYTES = 64 << 20
-CLIP_VOCABULARY = 49408
+CLIP_VOCABULARY, CONTEXT = 49408, 77
 
 Fetch = Callable[..., str]
 
@@ -174,8 +174,8 @@ def _by_content(file: ClipFile, found: Architecture) -> Architecture:
     if size != vision.get("image_size", 224):
         note = f"the input is {size} px, as the file's position embeddings; {found.name} has {vision.get('image_size')}"
         found = found.with_config(note, vision_cfg={**vision, "image_size": size})
-    if length != text.get("context_length", 77):
-        note = f"rows have {length} tokens, as in the file; {found.name} has {text.get('context_length', 77)}"
+    if length != text.get("context_length", CONTEXT):
+        note = f"rows have {length} tokens, as in the file; {found.name} has {text.get('context_length', CONTEXT)}"
         found = found.with_config(note, text_cfg={**text, "context_length": length})
     return found.with_config(init_logit_bias=0.0 if "logit_bias" in file.arrays else None)  # only whether there is one
 
@@ -192,7 +192,7 @@ def _image_size(file: ClipFile, vision: Mapping[str, Any]) -> Any:
 
 def _context_length(file: ClipFile, text: Mapping[str, Any]) -> int:
     positions = file.shape("text.positional_embedding", "positional_embedding")
-    stated = int(text.get("context_length", 77))
+    stated = int(text.get("context_length", CONTEXT))
     return positions[0] - int(bool(text.get("embed_cls"))) if positions else stated
 
 
@@ -213,6 +213,8 @@ _TEXT_ROOTS = ("text_projection", "positional_embedding", "token_embedding", "tr
 def from_file(file: ClipFile, found: Architecture, folder: Path) -> tuple[Imported, Imported]:
     """(clip, tokenizer) of weights whose architecture is known; the tokenizer of another vocabulary is in `folder`."""
     settings = clip_config(found.config)
+    settings["vision_cfg"]["image_size"] = square_size(settings["vision_cfg"])  # stated, whatever open_clip's default
+    settings["text_cfg"] = {"context_length": CONTEXT, "vocab_size": CLIP_VOCABULARY, **settings["text_cfg"]}
     front = {key: found.config[key] for key in FRONT_END}
     config = {**settings, **front, "architecture": found.name, "pretrained": found.pretrained}
     what = f"{file.source.path.name} as {found.name} of {file.format}"
@@ -249,7 +251,7 @@ def _tokenizer(found: Architecture, folder: Path, what: str) -> Imported:
                 f"{what}: its vocabulary has {text['vocab_size']} ids, CLIP's has {CLIP_VOCABULARY}; nothing names its "
                 "tokenizer"
             )
-        return clip_tokenizer(int(text.get("context_length", 77)))
+        return clip_tokenizer(int(text.get("context_length", CONTEXT)))
     files = {}
     for name in TOKENIZER_FILES:
         path = folder / name
