@@ -119,7 +119,7 @@ class Tokenizer:
             raise InputError(
                 f"the text {text[:60]!r} has {len(ids)} tokens; at most {room} fit. Make the prompt shorter"
             )
-        if spelled := sorted(name for name, id_ in self._special.items() if id_ in ids):
+        if spelled := [name for name, id_ in self._special.items() if id_ in ids]:
             raise InputError(f"the text {text[:60]!r} spells out the special token {spelled[0]!r}; leave it out")
 
     def _is_crumbs(self, word: str) -> bool:

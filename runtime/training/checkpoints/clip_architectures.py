@@ -140,7 +140,7 @@ def openai_architecture(shapes: Shapes) -> Architecture:
     width = shapes["ln_final.weight"][0]
     if "visual.proj" in shapes:
         grid = grid_of(shapes["visual.positional_embedding"])
-        vision = {"layers": _depth(shapes, "visual.transformer.resblocks"), "width": patch[0]}
+        vision: dict[str, Any] = {"layers": _depth(shapes, "visual.transformer.resblocks"), "width": patch[0]}
         vision |= {"patch_size": patch[-1], "image_size": patch[-1] * grid}
     else:
         grid = grid_of(shapes["visual.attnpool.positional_embedding"])

@@ -82,7 +82,7 @@ class Subject:
     def tokenizer(self) -> Tokenizer:
         """The pack's tokenizer."""
         config = self.pack.config("tokenizer")
-        tokens = Tokens(*(int(config[key]) for key in ("bos", "eos", "pad", "context_length")))
+        tokens = Tokens(int(config["bos"]), int(config["eos"]), int(config["pad"]), int(config["context_length"]))
         return Tokenizer.open(self.pack.file("tokenizer"), tokens)
 
     def embed(self, text: str) -> Tensor:
