@@ -67,7 +67,7 @@ def test_every_package_says_what_it_may_import(root: Path) -> None:
     assert not silent, "the first line of the docstring states the layer"
 
 
-@pytest.mark.parametrize("library", ["onnxruntime", "openvino", "tensorrt"])
+@pytest.mark.parametrize("library", ["onnxruntime", "openvino", "tensorrt", "cuda"])
 def test_each_backend_library_is_imported_in_one_module(root: Path, library: str) -> None:
     importers = {
         str(path.relative_to(root))

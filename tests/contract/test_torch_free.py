@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 TRAINING_LIBRARIES = ("torch", "torchvision", "open_clip", "onnx", "onnxscript", "safetensors", "timm", "tqdm")
-BACKENDS = ("onnxruntime", "openvino", "tensorrt", "pycuda", "cuda")
+BACKENDS = ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings", "pycuda", "cuda")
 
 BLOCK = """
 import importlib, pkgutil, sys
