@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -88,15 +89,16 @@ class Worker:
 
     def close(self) -> None:
         """End the process; a second call does nothing."""
-        if self._process.poll() is None:
+        with suppress(OSError):  # a request that a dead process never read is still in the buffer
             if self._process.stdin:
                 self._process.stdin.close()
+        if self._process.poll() is None:
             try:
                 self._process.wait(timeout=20)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
-        for pipe in (self._process.stdout, self._process.stdin, self._log):
+        for pipe in (self._process.stdout, self._log):
             if pipe is not None:
                 pipe.close()
 
