@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +17,9 @@ onnx = pytest.importorskip("onnx", reason="the engine tests build their graphs w
 
 from onnx import TensorProto, helper  # noqa: E402
 
-from styleclip_rt.engines.device_memory import Cuda  # noqa: E402
+from styleclip_rt.engines import driver, nvinfer, ort, select  # noqa: E402
+from styleclip_rt.engines.device_arrays import DeviceArray  # noqa: E402
+from styleclip_rt.engines.device_memory import Cuda, host_view  # noqa: E402
 from styleclip_rt.engines.plan_cache import PlanCache  # noqa: E402
 from styleclip_rt.engines.trt import Setup  # noqa: E402
 
@@ -125,6 +127,19 @@ def setup(make_setup: Callable[..., Setup]) -> Setup:
 
 
 @pytest.fixture
+def on_device(setup: Setup) -> Callable[..., DeviceArray]:
+    """A function of an array that gives a `DeviceArray` with its content."""
+
+    def put(array: np.ndarray, stream: int = 0) -> DeviceArray:
+        with setup.cuda.current():
+            made = DeviceArray(setup.cuda, array.dtype.name, array.shape, stream)
+        host_view(made.address, array.shape, array.dtype.name)[...] = array
+        return made
+
+    return put
+
+
+@pytest.fixture
 def stand_in() -> Any:
     """The module of the stand-in for the driver."""
     return fake_cuda
@@ -167,3 +182,50 @@ def relist(bundle_dir: Path) -> Callable[[str, bytes], None]:
 def tiny() -> SimpleNamespace:
     """The builders above and the weight, for tests that make graphs of their own."""
     return SimpleNamespace(weight=WEIGHT.astype(np.float32), model_of=model_of, projection=projection, blend=blend)
+
+
+@pytest.fixture
+def fresh_caches(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing is remembered of what was asked before, and no TensorRT is installed."""
+    caches = (
+        select._cuda_trial,
+        select._tensorrt_trial,
+        select._ort_tensorrt_trial,
+        select._said,
+        ort._libraries_missing,
+        driver.cuda_driver,
+    )
+    for cache in caches:
+        cache.cache_clear()
+    monkeypatch.setattr(nvinfer, "installed", lambda: "")  # the tests below say when it is there
+    yield
+    for cache in caches:
+        cache.cache_clear()
+
+
+@pytest.fixture
+def with_driver(monkeypatch: pytest.MonkeyPatch) -> Callable[[driver.Driver], None]:
+    """Pretend that the driver answers as given."""
+
+    def pretend(answer: driver.Driver) -> None:
+        monkeypatch.setattr(ort, "cuda_driver", lambda: answer)
+        monkeypatch.setattr(select, "cuda_driver", lambda: answer)
+
+    return pretend
+
+
+@pytest.fixture
+def library() -> Callable[..., SimpleNamespace]:
+    """A stand-in for the module onnxruntime, with attributes as given."""
+
+    def make(**attributes: Any) -> SimpleNamespace:
+        return SimpleNamespace(
+            **{
+                "__version__": "1.31.1",
+                "__file__": "/nowhere/onnxruntime/__init__.py",
+                "get_available_providers": lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
+                **attributes,
+            }
+        )
+
+    return make
