@@ -46,7 +46,8 @@ class Session:
         start = time.perf_counter()
         self.subject.feed(batch)
         self.subject.call()
-        first, laps, self.batch = time.perf_counter(), [], batch
+        first, self.batch = time.perf_counter(), batch
+        laps: list[float] = []
         while not laps or (len(laps) < 3 and sum(laps) < _WARM_UP_MS):
             laps += self.time(1)["ms"]
         return {"first_ms": 1e3 * (first - start), "warm_ms": laps[-1]}
