@@ -152,7 +152,8 @@ class Recipe:
         Its synthesis keeps the scales, which as powers of two change nothing there, so that a head in one precision
         fits a tail in the other.
         """
-        spare = self.maker_of([layer.name for layer in self.pack.layout.style_layers], half=False)
+        generator = self.pack.layout if self.pack.has("generator") else None
+        spare = self.maker_of(None if generator is None else [layer.name for layer in generator.style_layers])
         spare.traced |= {name: model for name, model in self.maker.traced.items() if not self.is_half(name)}
         return spare
 

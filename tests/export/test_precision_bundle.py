@@ -190,6 +190,15 @@ def test_auto_keeps_float32_where_a_limit_is_missed(generator_pack, tmp_path, mo
         assert np.abs(got.astype(int) - bundle.run("synthesize_u8", s=s)["image_u8"]).max() <= 1
 
 
+def test_a_network_alone_falls_back_too(write_part_pack, tmp_path, monkeypatch):
+    monkeypatch.setattr(precision_gate, "MIN_COSINE", 2.0)
+    pack = load_pack(write_part_pack(["identity"]))
+    (row,) = export_bundle(pack, Plan("part", precision="auto"), tmp_path / "bundle").rows
+    assert row.precision["type"] == "fp32"
+    assert "limit 2" in row.precision["reason"]
+    assert row.check.tolerance == 0.99999
+
+
 def test_fp16_is_an_error_where_a_limit_is_missed(generator_pack, tmp_path, monkeypatch):
     monkeypatch.setitem(precision_gate.MIN_PSNR_DB, "plain", 500.0)
     with pytest.raises(ToleranceError, match=r"synthesize in float16, plain: min_psnr_db .* --precision auto"):
