@@ -49,14 +49,17 @@ def test_preprocess_moves_the_range_and_normalises():
     assert torch.allclose(front(image), expected, atol=1e-5)
 
 
-def test_bicubic_resize_equals_pillow():
+@pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
+def test_resize_equals_pillow(mode):
     import numpy as np
     from PIL import Image
 
+    pillows = getattr(Image.Resampling, mode.upper())
     pixels = np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8)
-    bands = [Image.fromarray(pixels[..., c]).convert("F").resize((32, 32), Image.Resampling.BICUBIC) for c in range(3)]
+    bands = [Image.fromarray(pixels[..., c]).convert("F").resize((32, 32), pillows) for c in range(3)]
     expected = np.stack([np.asarray(band) for band in bands])[None]
-    ours = Preprocess(32, (0, 0, 0), (1, 1, 1))(torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1)
+    front = Preprocess(32, (0, 0, 0), (1, 1, 1), mode)
+    ours = front(torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1)
     assert np.abs(ours.numpy() * 255 - expected).max() < 0.01
 
 
@@ -96,3 +99,26 @@ def test_weights_load_into_plain_open_clip():
 
     plain = CLIP(embed_dim=64, vision_cfg=dict(CONFIG["vision_cfg"]), text_cfg=dict(CONFIG["text_cfg"]))
     plain.load_state_dict(make_clip().model.state_dict())
+
+
+def test_the_front_end_of_the_config_is_the_one_that_is_applied():
+    clip = Clip({**CONFIG, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.5], "interpolation": "bilinear"}).eval()
+    image = torch.rand(1, 3, 50, 50) * 2 - 1
+    small = F.interpolate(image, (32, 32), mode="bilinear", align_corners=False, antialias=True)
+    mean, std = (torch.tensor(values)[:, None, None] for values in ([0.5, 0.4, 0.3], [0.2, 0.25, 0.5]))
+    assert torch.allclose(clip.preprocess(image), ((small + 1) / 2 - mean) / std, atol=1e-5)
+    with pytest.raises(InputError, match="expected one of bicubic, bilinear, area"):
+        clip.preprocess(image, "nearest")
+
+
+def test_towers_that_would_be_downloaded_are_refused():
+    text = {**CONFIG["text_cfg"], "hf_model_name": "roberta-base"}
+    with pytest.raises(PackError, match="'roberta-base' of the library transformers"):
+        Clip({**CONFIG, "text_cfg": text})
+
+
+def test_activations_differ():
+    rows = torch.randint(3, 40, (4, 12))
+    quick, plain = Clip({**CONFIG, "quick_gelu": True}).eval(), Clip(CONFIG).eval()
+    quick.load_state_dict(plain.state_dict())
+    assert not torch.allclose(quick.encode_text(rows), plain.encode_text(rows), atol=1e-6)
