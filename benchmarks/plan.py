@@ -111,12 +111,12 @@ def torch_subjects(task: str, options: Options) -> list[SubjectSpec]:
         base = replace(base, name="original (eager, FP16 channels last)", precision="fp16")
         found.append(base)
     if "torch" in options.engines:
-        if compiled:
+        if compiled and (task == "synthesize" or not on_cuda):  # minutes of tuning on a GPU: once is enough
             found.append(_compiled(base, "torch.compile of the original", on_cuda))
         if task == "synthesize":
             found += waterfall(base)
     folded = replace(base, technique=STEPS, role="engine")
-    if compiled and "torch" in options.engines and on_cuda:
+    if compiled and "torch" in options.engines and on_cuda and task == "synthesize":
         found.append(_compiled(replace(folded, role="technique"), "+ torch.compile", on_cuda))
     if compiled and "aotinductor" in options.engines:
         found.append(replace(folded, name="AOTInductor", kind="aoti"))
