@@ -242,8 +242,8 @@ def informed_start(mapping: Mapping, samples: int = 60_000) -> Mapping:
 
     With ramps f(z) and the least-squares fit w = A f + b over `samples` draws: layer 0 holds the two ends of a ramp,
     layer 1 the ramps as pairs (f, -f), the layers up to the last but two pass the pairs on, the last but one computes
-    -(A f + b), and the last undoes the activations, since lrelu(-5 lrelu(-x)) = x. Regression from noise ends at twenty
-    times the error, because it finds steep class boundaries very slowly: half a hat, a ghost of a mohawk.
+    -(A f + b), and the last undoes the activations, since lrelu(-5 lrelu(-x)) = x. Regression from noise finds steep
+    class boundaries very slowly, which shows as half a hat or a ghost of a mohawk.
     """
     rows = _first_units()
     count, width, device_ = len(rows), CONFIG.w_dim, mapping.w_avg.device
