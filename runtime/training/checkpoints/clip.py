@@ -280,7 +280,9 @@ def _download(name: str, fetch: Callable[[], str], entry: Mapping[str, Any] | No
         reason = "open_clip names no file"
     except Exception as error:  # whatever the network and the hub's client raise
         reason = str(error).split("\n")[0][:200]
-    places = [str(entry[key]) for key in ("url", "hf_hub") if entry.get(key)] if entry else [name]
+    places = [entry["url"]] if entry and entry.get("url") else []
+    if repository := (entry.get("hf_hub") if entry else name.removeprefix(HUB)):
+        places.append(f"https://huggingface.co/{repository}")
     raise PackError(
         f"{name} cannot be fetched ({reason}). Fetch the file by hand from {' or '.join(places)}, then give its path "
         f"in place of the name, and {name} as its architecture"
