@@ -30,8 +30,8 @@ $(VENV)/.demo: $(BIN)/python pyproject.toml
 	@touch $@
 
 $(VENV)/.test: $(BIN)/python pyproject.toml
-	@echo 'installing styleclip-rt[torch,openvino,dev] into $(VENV)'
-	@$(PIP) install --quiet -e '.[torch,openvino,dev]'
+	@echo 'installing styleclip-rt[torch,openvino,align,bench,dev] into $(VENV)'
+	@$(PIP) install --quiet -e '.[torch,openvino,align,bench,dev]'
 	@touch $(VENV)/.demo $@
 
 demo: $(VENV)/.demo
