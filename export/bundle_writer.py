@@ -15,6 +15,7 @@ import onnx
 import torch
 from torch import nn
 
+from ..engines.bundle import sha256_of
 from ..engines.errors import PackError
 from ..engines.spec import GraphSpec
 from ..runtime.training.needs import NEEDS
@@ -22,7 +23,7 @@ from ..runtime.training.networks.arcface import ArcFaceConfig
 from ..runtime.training.networks.clip import front_end_settings, square_size
 from ..runtime.training.networks.e4e import E4EConfig
 from ..runtime.training.pack import Pack
-from ..runtime.training.pack_format import atomic_directory, sha256_of
+from ..runtime.training.pack_format import atomic_directory
 from .forms import form_for
 from .graphs import Graph, graph_list
 from .recipe import Recipe

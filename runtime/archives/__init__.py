@@ -54,9 +54,7 @@ def read_source(path: str | os.PathLike[str], limits: Limits | None = None) -> S
                 raise PackError(f"it has {size} bytes; expected 1 to {limits.file_bytes}")
             # Mapped, not read: pages come as they are used, and the system may drop them again.
             data = memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
-            sha256 = (
-                hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha(path)
-            )
+            sha256 = hashlib.sha256(data).hexdigest()  # of the bytes that are read below, not of the name's
         kind, tree, metadata = _read(data, Budget(limits, size))
     except PackError as error:
         raise PackError(f"{path}: {error}") from None
@@ -88,11 +86,3 @@ def _read(data: memoryview, budget: Budget) -> tuple[str, Any, Mapping[str, str]
     if start[:1] in (b"\x80", b"(", b"]", b"}", b"c"):
         return *read_pickle(data, budget), {}
     raise PackError("it is none of the known kinds: a checkpoint of torch, a safetensors file, or arrays of numpy")
-
-
-def _sha(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -8,7 +8,6 @@ than 8 MiB or than its file.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -18,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ...engines.bundle import sha256_of
 from ...engines.errors import InputError, PackError
 
 FORMAT = "styleclip-rt/pack"
@@ -27,15 +27,6 @@ MAX_MANIFEST_BYTES = 4 << 20
 MAX_HEADER_BYTES = 8 << 20
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 COMPONENT = re.compile(rf"{NAME.pattern}(/{NAME.pattern})?")
-
-
-def sha256_of(path: Path) -> str:
-    """Hex SHA-256 of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def safe_path(root: Path, relative: object) -> Path:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...engines.bundle import sha256_of
 from ...engines.errors import PackError
 from .networks.clip import Clip
 from .networks.stylegan2 import Generator, pack_name
@@ -27,7 +28,6 @@ from .pack_format import (
     check_manifest,
     read_manifest,
     safe_path,
-    sha256_of,
 )
 
 FP16_MAX = 65504.0
