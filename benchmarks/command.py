@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -125,8 +126,9 @@ def bench(**given: Any) -> None:
     if given["dry_run"]:
         show_plan(network, options, make_plan(options), given["as_json"])
         return
-    record = run_with_progress(network, options)
-    table, whole = record.write(given["out"] or (Path.cwd() if given["quick"] else default_folder()), given["append"])
+    folder = given["out"] or (Path.cwd() if given["quick"] else default_folder())
+    record = run_with_progress(network, options, lambda record: record.write(folder, given["append"]))
+    table, whole = record.write(folder, given["append"])
     plots = draw(record, table) if given["plot"] else []
     if given["as_json"]:
         print_json(record.as_json())
@@ -167,17 +169,18 @@ def show_plan(network: NetworkSpec, options: Options, plan: Plan, as_json: bool)
         click.echo(f"left out   {name}: {reason}")
 
 
-def run_with_progress(network: NetworkSpec, options: Options) -> Record:
+def run_with_progress(network: NetworkSpec, options: Options, save: Callable[[Record], object]) -> Record:
     """The run, with what it is doing on stderr: a line that replaces itself on a terminal, plain lines elsewhere."""
     from .run import bench as measure
 
     terminal = sys.stderr.isatty()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # worker processes and folders go too
 
     def progress(text: str) -> None:
         click.echo(f"\r\x1b[K{text[:110]}" if terminal else text, err=True, nl=not terminal)
 
     try:
-        return measure(network, options, progress)
+        return measure(network, options, progress, save)
     finally:
         if terminal:
             click.echo("\r\x1b[K", err=True, nl=False)

@@ -50,8 +50,16 @@ class Run:
         self.record.left_out[name] = str(error)
 
 
-def bench(network: NetworkSpec, options: Options, progress: Progress = lambda text: None) -> Record:
-    """Measure; see `Options`. Raises PackError, BundleError, MissingDependency where nothing can be prepared."""
+def bench(
+    network: NetworkSpec,
+    options: Options,
+    progress: Progress = lambda text: None,
+    save: Callable[[Record], object] = lambda record: None,
+) -> Record:
+    """Measure; see `Options`. `save` gets the record after every task, so that a run that is stopped leaves its rows.
+
+    Raises PackError, BundleError, MissingDependency where nothing can be prepared.
+    """
     plan = make_plan(options)
     if not options.tasks:
         about = {"network": f"bundle {options.bundle}", "size": startup.resolution(options.bundle), "channels": {}}
@@ -68,6 +76,7 @@ def bench(network: NetworkSpec, options: Options, progress: Progress = lambda te
         run = Run(options, record, workload, plan, progress)
         for task in options.tasks:
             (measure_slider if task == "slider" else measure_task)(run, task)
+            save(record)
         startup.measure(options, record, progress)
     return record
 

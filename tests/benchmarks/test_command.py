@@ -53,7 +53,7 @@ def test_quick_gives_way_to_what_was_typed() -> None:
 def test_the_files_go_where_they_were_told(imaginary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Options] = []
 
-    def measure(network: object, options: Options):
+    def measure(network: object, options: Options, save: object):
         seen.append(options)
         return imaginary()
 
@@ -72,6 +72,6 @@ def test_a_quick_run_leaves_the_committed_results_alone(
     imaginary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(command, "run_with_progress", lambda network, options: imaginary())
+    monkeypatch.setattr(command, "run_with_progress", lambda *given: imaginary())
     assert invoke("--quick", "--device", "cpu", "--no-plot").exit_code == 0
     assert len(list(tmp_path.glob("*.csv"))) == 1

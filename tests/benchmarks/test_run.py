@@ -33,7 +33,10 @@ def record(workload: Workload) -> Record:
     """One short run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "prepared", lambda *given: contextlib.nullcontext(workload.path))
-        return run.bench(NetworkSpec(pack="toyfaces"), OPTIONS)
+        saved: list[int] = []
+        found = run.bench(NetworkSpec(pack="toyfaces"), OPTIONS, save=lambda record: saved.append(len(record.rows)))
+        assert 0 < saved[0] < saved[1] == len(found.rows), "each task is saved when it is done"
+        return found
 
 
 def test_every_task_and_batch_has_its_row(record: Record) -> None:
