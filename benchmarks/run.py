@@ -24,7 +24,7 @@ from .network import NetworkSpec
 from .plan import ORIGINAL, Options, Plan, make_plan, slider_subjects
 from .records import Record, Row
 from .remote import Worker
-from .samples import Alternating, calls_for
+from .samples import Alternating, calls_for, nearest_rank
 from .subjects import SubjectSpec, copy_bytes, matmul_side
 from .workload import Workload, read_workload
 
@@ -218,7 +218,7 @@ def make_row(run: Run, task: str, worker: Worker, turns: Alternating, start: dic
     facts = worker.ask("facts")
     columns = latencies.columns()
     flop, moved = facts.pop("flop"), facts.pop("bytes")
-    median_s = float(np.median(latencies.ms)) / 1e3
+    median_s = nearest_rank(latencies.ms, 50) / 1e3
     if batch == 1:
         run.record.laps[f"{task}/{spec.name}"] = latencies.ms
     ceiling = spec.role == "ceiling"

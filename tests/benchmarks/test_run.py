@@ -16,9 +16,10 @@ import pytest
 from styleclip_rt.benchmarks import remote, run, startup
 from styleclip_rt.benchmarks.machine import environment, slug, stem
 from styleclip_rt.benchmarks.network import NetworkSpec
-from styleclip_rt.benchmarks.plan import Options, make_plan
+from styleclip_rt.benchmarks.plan import ORIGINAL, Options, Plan, make_plan
 from styleclip_rt.benchmarks.records import COLUMNS, Record, read_rows
 from styleclip_rt.benchmarks.remote import Worker
+from styleclip_rt.benchmarks.samples import Alternating
 from styleclip_rt.benchmarks.subjects import SubjectSpec
 from styleclip_rt.benchmarks.workload import Workload, accuracy, read_workload
 from styleclip_rt.engines.errors import BundleError, EngineError, InputError, MissingDependency
@@ -50,19 +51,32 @@ def test_every_task_and_batch_has_its_row(record: Record) -> None:
 
 def test_a_row_holds_rates_that_follow_from_its_times(record: Record) -> None:
     row = next(r for r in record.rows if r["kind"] == "latency" and r["task"] == "edit" and r["batch"] == 2)
-    assert row["gflop_s"] == pytest.approx(row["gflop"] / np.median([row["p50_ms"]]) * 1e3, rel=0.3)
-    assert row["images_per_s"] == pytest.approx(2e3 / row["p50_ms"], rel=0.3)
+    assert row["gflop_s"] == pytest.approx(row["gflop"] / row["p50_ms"] * 1e3)
+    assert row["images_per_s"] == pytest.approx(2e3 / row["p50_ms"])
     assert row["peak_rss_mib"] > 30
     assert row["start_s"] > row["load_s"] > 0
-    assert 0 < row["of_matmul"] < 5
+    assert row["of_matmul"] > 0
     assert row["p99_ms"] is None
     assert "p99 needs 662" in row["note"]
 
 
-def test_the_rate_of_the_matrix_product_is_the_ceiling_of_its_rounds(record: Record) -> None:
-    matmul = next(r for r in record.rows if r["kind"] == "ceiling" and "matmul" in r["name"] and r["task"] == "edit")
-    edit = next(r for r in record.rows if r["kind"] == "latency" and r["task"] == "edit" and r["batch"] == 1)
-    assert edit["of_matmul"] == pytest.approx(edit["gflop_s"] / matmul["gflop_s"], rel=0.8)
+def test_shares_are_taken_within_a_round(workload: Workload) -> None:
+    """The machine is twice as slow in the second round: the share of the ceiling is the same in both."""
+    ceilings = [SubjectSpec(f"matmul ({name})", "matmul", "matmul", library=name, role="ceiling") for name in "ab"]
+    plan = Plan({}, [*ceilings, SubjectSpec("copy", "copy", "copy", role="ceiling")])
+    turns = Alternating((ORIGINAL, "ONNX Runtime", "matmul (a)", "matmul (b)", "copy"))
+    for drift in (1.0, 2.0):
+        for name, ms in ((ORIGINAL, 60.0), ("ONNX Runtime", 20.0), ("matmul (a)", 10.0), ("matmul (b)", 30.0)):
+            turns.record(name, [ms * drift])
+    state = run.Run(OPTIONS, Record({}, {}, {}), workload, plan, print)
+    amount = 2.0 * 2048**3  # what the ceiling computes in 10 ms at its best
+    shares = run.against(state, ORT, turns, amount, 1.0)
+    assert shares["speedup"] == pytest.approx(3.0)
+    assert shares["of_matmul"] == pytest.approx(0.5)
+    assert "of_copy" not in shares, "a ceiling that was not timed gives no share"
+    later = Alternating((ORIGINAL, "ONNX Runtime"))
+    later.record("ONNX Runtime", [10.0])
+    assert run.against(state, ORT, later, amount, 1.0)["of_matmul"] == pytest.approx(1.0)
 
 
 def test_scenarios_have_rows(record: Record) -> None:
@@ -117,8 +131,9 @@ def test_a_worker_measures_in_a_process_of_its_own(workload: Workload) -> None:
             worker.ask("dance")
         assert worker.ask("time", calls=1)["ms"], "an error is an answer: the worker goes on"
     assert len(laps) == 4
-    assert 0 < min(laps) <= first["first_ms"]
-    assert 0 < first["warm_ms"] <= first["first_ms"]
+    assert min(laps) > 0
+    assert first["first_ms"] > 0
+    assert first["warm_ms"] > 0
     assert facts["flop"] == workload.count("edit", 3).flop
     assert "psnr_db" not in facts  # a bundle brings no pictures of PyTorch
 
