@@ -214,6 +214,8 @@ def summary(record: Record) -> str:
     parts += [
         plain(extras(kind, kind)(rows, times)) for kind in ("stage", "slider") if any(r["kind"] == kind for r in rows)
     ]
+    if any(row["kind"] == "slider-step" for row in rows):
+        parts.append(f"a step of a slider\n{plain(slider_steps(rows, times))}")
     parts += [_single(row) for row in rows if row["kind"] in ("scenario", "cold", "opening")]
     parts += [f"left out: {name}: {reason}" for name, reason in record.left_out.items()]
     return "\n\n".join(parts)

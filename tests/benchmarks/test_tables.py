@@ -82,6 +82,7 @@ def test_the_terminal_sees_aligned_columns(imaginary) -> None:
     text = summary(imaginary())
     assert "synthesize, batch 1" in text
     assert "+ modulate activations" in text
+    assert "OpenVINO from b64.conv0" in text
     lines = plain("| a | b |\n|---|---:|\n| long name | 1 |\n").splitlines()
     assert lines == ["a          b", "long name  1"]
 
