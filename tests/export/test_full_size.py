@@ -51,7 +51,9 @@ def peak_of(*arguments: object) -> int:
     command = [sys.executable, "-c", PEAK, *map(str, arguments)]
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=1500)
     assert result.returncode == 0, result.stderr[-3000:]
-    return int(result.stdout.rsplit("PEAK", 1)[1])
+    peak = int(result.stdout.rsplit("PEAK", 1)[1])
+    print(f"{' '.join(map(str, arguments[:2]))}: at most {peak / 1e9:.2f} GB resident")  # shown by pytest -rP
+    return peak
 
 
 @pytest.fixture(scope="module")
