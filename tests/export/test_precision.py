@@ -107,7 +107,8 @@ def test_in_float32_the_typed_form_is_the_generator(plain):
     s = samples_of(plain).all()
     with torch.no_grad():
         expected = plain.synthesize(s)
-        assert torch.equal(TypedSynthesis(plain)(s), expected)
+        # the same operations, but with several threads a convolution may sum in another order
+        torch.testing.assert_close(TypedSynthesis(plain)(s), expected, atol=1e-5, rtol=1e-5)
         rewritten = TypedSynthesis(plain, islands=(), measuring=True)(s)
         torch.testing.assert_close(rewritten, expected, atol=1e-4, rtol=0)
         scaled = TypedSynthesis(plain, islands=(), scales=dict.fromkeys(["const", "b8.conv0"], 64.0), measuring=True)(s)
