@@ -62,9 +62,10 @@ def import_command(
       styleclip-rt pack import --pack ffhq --directions fs3.npy --statistics S_mean_std --out ffhq
       styleclip-rt pack import --pack ffhq --mapper bobcut=bobcut.pt --out ffhq
     """
-    from .importer import Request, import_pack, jobs_of
+    from .importer import import_pack
     from .licences import read_licences
     from .preview import preview
+    from .request import Request, jobs_of
 
     request = Request(**options, mappers=pairs(mappers), licences=read_licences(licences))
     if dry_run:

@@ -7,8 +7,9 @@ from typing import Any
 from ...archives import read_source
 from ..needs import lacking
 from ..pack import load_pack
-from .importer import Job, Request, jobs_of, pack_name, recognised
+from .importer import recognised
 from .licences import licence_of
+from .request import Job, Request, jobs_of, pack_name
 
 
 def preview(request: Request) -> dict[str, Any]:

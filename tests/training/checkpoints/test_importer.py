@@ -24,8 +24,9 @@ from styleclip_rt.runtime.archives import read_source  # noqa: E402
 from styleclip_rt.runtime.templates import STYLECLIP_TEMPLATES  # noqa: E402
 from styleclip_rt.runtime.training.checkpoints.checks import misfits, verify_pack  # noqa: E402
 from styleclip_rt.runtime.training.checkpoints.generators import import_generator  # noqa: E402
-from styleclip_rt.runtime.training.checkpoints.importer import Job, Request, import_pack, recognised  # noqa: E402
+from styleclip_rt.runtime.training.checkpoints.importer import import_pack, recognised  # noqa: E402
 from styleclip_rt.runtime.training.checkpoints.preview import preview  # noqa: E402
+from styleclip_rt.runtime.training.checkpoints.request import Job, Request  # noqa: E402
 from styleclip_rt.runtime.training.networks.clip import Clip  # noqa: E402
 from styleclip_rt.runtime.training.pack import PackWriter, load_pack  # noqa: E402
 
