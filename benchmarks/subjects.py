@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,7 +122,24 @@ class SliderSubject(EngineSubject):
         return total.flop, total.bytes
 
 
-class MatmulSubject(Subject):
+class CeilingSubject(Subject):
+    """What the machine can do at most: `_run` once per call, one size, no picture."""
+
+    _run: Callable[[], Any]
+
+    def feed(self, batch: int) -> None:
+        """Ceilings have one size."""
+
+    def call(self) -> Any:
+        """One product, or one copy."""
+        return self._run()
+
+    def picture(self) -> None:
+        """A ceiling draws nothing."""
+        return
+
+
+class MatmulSubject(CeilingSubject):
     """The ceiling of arithmetic: a large matrix product through the library that an engine uses."""
 
     def __init__(self, spec: SubjectSpec, workload: Workload) -> None:
@@ -141,23 +159,12 @@ class MatmulSubject(Subject):
         engine = engine_class(library)(self.workload.file(MATMUL), None, device="cpu", threads=self.spec.threads)
         return lambda: engine.run({"a": a, "b": b})
 
-    def feed(self, batch: int) -> None:
-        """Ceilings have one size."""
-
-    def call(self) -> Any:
-        """One product."""
-        return self._run()
-
-    def picture(self) -> None:
-        """A ceiling draws nothing."""
-        return
-
     def flop_and_bytes(self, batch: int) -> tuple[float, float]:
         """2 n^3 operations; the three matrices."""
         return 2.0 * self.side**3, 3.0 * self.spec.itemsize * self.side**2
 
 
-class CopySubject(Subject):
+class CopySubject(CeilingSubject):
     """The ceiling of traffic: a copy far larger than any cache; bytes read plus bytes written (STREAM's copy)."""
 
     def __init__(self, spec: SubjectSpec, workload: Workload) -> None:
@@ -166,17 +173,6 @@ class CopySubject(Subject):
         self._run = (
             _torch_copy(spec, int(self.moved) // 2) if spec.library == "torch" else _numpy_copy(int(self.moved) // 2)
         )
-
-    def feed(self, batch: int) -> None:
-        """Ceilings have one size."""
-
-    def call(self) -> Any:
-        """One copy."""
-        return self._run()
-
-    def picture(self) -> None:
-        """A ceiling draws nothing."""
-        return
 
     def flop_and_bytes(self, batch: int) -> tuple[float, float]:
         """No arithmetic."""

@@ -53,6 +53,14 @@ def normalised(weight: Tensor, gain: float) -> tuple[Tensor, Tensor]:
     return weight / factor.reshape(-1, 1, 1, 1), factor * gain
 
 
+def weight_and_factor(layer: Layer | ToRGB, normalise: bool) -> tuple[Tensor, Tensor]:
+    """(W', m) as `normalised` gives them, or gain * weight and ones where the layer is not normalised."""
+    weight = layer.weight.detach()
+    if normalise:
+        return normalised(weight, layer.gain)
+    return weight * layer.gain, torch.ones(weight.shape[0])
+
+
 class TypedLayer(nn.Module):
     """A modulated 3x3 convolution with demodulation, noise, bias and leaky ReLU, in float16 or float32.
 
@@ -72,11 +80,7 @@ class TypedLayer(nn.Module):
         super().__init__()
         self.name, self.layer, self.normalise, self.dtype = name, layer, normalise, dtype
         self.observer: Observer | None = None
-        weight = layer.weight.detach()
-        if normalise:
-            weight, factor = normalised(weight, layer.gain)
-        else:
-            weight, factor = weight * layer.gain, torch.ones(weight.shape[0])
+        weight, factor = weight_and_factor(layer, normalise)
         self.factor_out = SQRT2 * scale_in / scale_out  # sqrt(2) is the gain of the activation
         self.clamp = None if layer.clamp is None else layer.clamp / scale_out
         self.up = UpConvolution(weight, form, dtype) if layer.up else None
@@ -120,11 +124,7 @@ class TypedToRGB(nn.Module):
         super().__init__()
         self.name, self.layer, self.normalise, self.dtype = name, layer, normalise, dtype
         self.observer: Observer | None = None
-        weight = layer.weight.detach()
-        if normalise:
-            weight, factor = normalised(weight, layer.gain)
-        else:
-            weight, factor = weight * layer.gain, torch.ones(weight.shape[0])
+        weight, factor = weight_and_factor(layer, normalise)
         self.clamp = layer.clamp
         self.register_buffer("weight", weight.to(dtype), persistent=False)
         self.register_buffer("factor", factor * scale_in, persistent=False)  # [3]

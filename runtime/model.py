@@ -93,7 +93,7 @@ def read_model(manifest: Mapping[str, Any]) -> Model:
         identify_size=_if_there(model, "identify_size", lambda: _size(model, "identify_size")),
         alignment=str(_table(manifest, "alignment", {}).get("kind", "none")),
         layers=_layers(model),
-        tokens=_if_there(manifest, "tokens", lambda: _tokens(_table(manifest, "tokens"))),
+        tokens=_if_there(manifest, "tokens", lambda: read_tokens(_table(manifest, "tokens"))),
         tokenizer_file=_if_there(manifest, "tokenizer", lambda: _text(manifest, "tokenizer")),
         templates=_templates(manifest),
         prompts={name: _prompt(name, entry) for name, entry in _table(manifest, "prompts", {}).items()},
@@ -117,8 +117,11 @@ def _psi(model: Mapping[str, Any]) -> float:
     return float(psi)
 
 
-def _tokens(tokens: Mapping[str, Any]) -> Tokens:
-    """`bos` may be null but not absent: some vocabularies have none."""
+def read_tokens(tokens: Mapping[str, Any]) -> Tokens:
+    """Tokens from their table in a manifest; `bos` may be null but not absent, since some vocabularies have none.
+
+    Raises BundleError for a value that is missing or out of range.
+    """
     bos = None if "bos" in tokens and tokens["bos"] is None else _index(tokens, "bos")
     clean = _field(tokens, "clean", lambda v: v is None or v in CLEANINGS, f"null or one of {', '.join(CLEANINGS)}")
     return Tokens(bos, _index(tokens, "eos"), _index(tokens, "pad"), _size(tokens, "context_length"), clean)

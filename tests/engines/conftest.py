@@ -21,7 +21,7 @@ from styleclip_rt.engines import driver, nvinfer, ort, select  # noqa: E402
 from styleclip_rt.engines.device_arrays import DeviceArray  # noqa: E402
 from styleclip_rt.engines.device_memory import Cuda, host_view  # noqa: E402
 from styleclip_rt.engines.plan_cache import PlanCache  # noqa: E402
-from styleclip_rt.engines.trt import Setup  # noqa: E402
+from styleclip_rt.engines.trt import Setup, TensorRtEngine  # noqa: E402
 
 WEIGHT = (np.arange(16, dtype=np.float16).reshape(4, 4) - 8) / 4
 FEATURES = ["N", 4]
@@ -229,3 +229,18 @@ def library() -> Callable[..., SimpleNamespace]:
         )
 
     return make
+
+
+@pytest.fixture
+def engine(bundle_dir: Path, setup: Setup) -> Iterator[TensorRtEngine]:
+    """The graph `project` on the stand-ins for TensorRT, its making forgotten."""
+    with TensorRtEngine(bundle_dir / "graphs/project.onnx", setup=setup) as opened:
+        setup.trt.log.clear()
+        setup.cuda.driver.counts.clear()
+        yield opened
+
+
+@pytest.fixture(name="driver")
+def fake_driver(setup: Setup) -> Any:
+    """The stand-in for the driver, with its counts of calls."""
+    return setup.cuda.driver

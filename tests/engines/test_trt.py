@@ -28,19 +28,6 @@ def project(bundle_dir):
     return bundle_dir / "graphs/project.onnx"
 
 
-@pytest.fixture
-def engine(project, setup):
-    with TensorRtEngine(project, setup=setup) as opened:
-        setup.trt.log.clear()
-        setup.cuda.driver.counts.clear()
-        yield opened
-
-
-@pytest.fixture
-def driver(setup):
-    return setup.cuda.driver
-
-
 def test_buffers_are_made_once_and_runs_replay_one_graph(engine, setup, driver, tiny):
     for i in range(5):
         np.testing.assert_allclose(engine.run({"x": batch(2, i)})["y"], batch(2, i) @ tiny.weight, rtol=1e-5)

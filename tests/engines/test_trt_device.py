@@ -10,24 +10,10 @@ import pytest
 
 from styleclip_rt.engines.device_memory import host_view
 from styleclip_rt.engines.errors import InputError
-from styleclip_rt.engines.trt import TensorRtEngine
 
 
 def batch(n, start=0.0):
     return np.arange(start, start + 4 * n, dtype=np.float32).reshape(n, 4)
-
-
-@pytest.fixture
-def engine(bundle_dir, setup):
-    with TensorRtEngine(bundle_dir / "graphs/project.onnx", setup=setup) as opened:
-        setup.trt.log.clear()
-        setup.cuda.driver.counts.clear()
-        yield opened
-
-
-@pytest.fixture
-def driver(setup):
-    return setup.cuda.driver
 
 
 class GpuArray:

@@ -135,3 +135,13 @@ def write_part_pack(tmp_path):
         return folder
 
     return write
+
+
+@pytest.fixture
+def editor(bundle, tmp_path, monkeypatch):
+    """An editor of the module's own fixture `bundle`, with a home of its own."""
+    from styleclip_rt.runtime.editor import Editor
+
+    monkeypatch.setenv("STYLECLIP_RT_HOME", str(tmp_path))
+    with Editor.open(bundle.path, device="cpu") as opened:
+        yield opened

@@ -18,7 +18,6 @@ from styleclip_rt.export.bundle_writer import export_bundle  # noqa: E402
 from styleclip_rt.export.graphs import GraphFactory, graph_list  # noqa: E402
 from styleclip_rt.export.prompts import make_plan  # noqa: E402
 from styleclip_rt.runtime import grids  # noqa: E402
-from styleclip_rt.runtime.editor import Editor  # noqa: E402
 from styleclip_rt.runtime.images import pm1_from_image  # noqa: E402
 from styleclip_rt.runtime.training.networks.arcface import ArcFace, ArcFaceConfig  # noqa: E402
 from styleclip_rt.runtime.training.networks.e4e import E4EConfig, Encoder4Editing  # noqa: E402
@@ -71,13 +70,6 @@ def bundle(pack, tmp_path_factory):
     plan = replace(make_plan(pack, list(CONFIGS)), slider=False)
     report = export_bundle(pack, plan, tmp_path_factory.mktemp("out") / "bundle")
     with open_bundle(report.path, device="cpu") as opened:
-        yield opened
-
-
-@pytest.fixture
-def editor(bundle, tmp_path, monkeypatch):
-    monkeypatch.setenv("STYLECLIP_RT_HOME", str(tmp_path))
-    with Editor.open(bundle.path, device="cpu") as opened:
         yield opened
 
 

@@ -17,7 +17,6 @@ from styleclip_rt.export import precision_gate  # noqa: E402
 from styleclip_rt.export.bundle_writer import Plan, export_bundle  # noqa: E402
 from styleclip_rt.export.prompts import make_plan  # noqa: E402
 from styleclip_rt.export.slider import cuts, macs, slice_names  # noqa: E402
-from styleclip_rt.runtime.editor import Editor  # noqa: E402
 from styleclip_rt.runtime.training.pack import load_pack  # noqa: E402
 
 pytestmark = pytest.mark.slow  # exports three bundles
@@ -34,13 +33,6 @@ def bundle(pack, tmp_path_factory):
     plan = replace(make_plan(pack, ["bob-cut"]), precision="fp16", form="separable")
     report = export_bundle(pack, plan, tmp_path_factory.mktemp("half") / "bundle")
     with open_bundle(report.path, device="cpu") as opened:
-        yield opened
-
-
-@pytest.fixture
-def editor(bundle, tmp_path, monkeypatch):
-    monkeypatch.setenv("STYLECLIP_RT_HOME", str(tmp_path))
-    with Editor.open(bundle.path, device="cpu") as opened:
         yield opened
 
 

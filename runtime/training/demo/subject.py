@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ... import edits
-from ...model import Tokens
+from ...model import read_tokens
 from ...tokenizer import Tokenizer
 from ..pack import Pack
 from .judge import Judge, JudgeNet
@@ -81,9 +81,7 @@ class Subject:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The pack's tokenizer."""
-        config = self.pack.config("tokenizer")
-        tokens = Tokens(int(config["bos"]), int(config["eos"]), int(config["pad"]), int(config["context_length"]))
-        return Tokenizer.open(self.pack.file("tokenizer"), tokens)
+        return Tokenizer.open(self.pack.file("tokenizer"), read_tokens(self.pack.config("tokenizer")))
 
     def embed(self, text: str) -> Tensor:
         """Unit embedding [E] of a text, averaged over the pack's templates; remembered."""

@@ -14,22 +14,15 @@ torch = pytest.importorskip("torch", reason="the PyTorch path needs the extra 't
 sys.path.insert(0, str(Path(__file__).parent))
 
 import writers_encoders as writers  # noqa: E402
+from encoder_helpers import read  # noqa: E402
 
 from styleclip_rt.engines.errors import PackError  # noqa: E402
-from styleclip_rt.runtime.archives import read_source  # noqa: E402
 from styleclip_rt.runtime.training.checkpoints.encoders import import_inverter, recognises  # noqa: E402
 from styleclip_rt.runtime.training.checkpoints.psp_files import generator_inside  # noqa: E402
 from styleclip_rt.runtime.training.networks.e4e import E4EConfig, Encoder4Editing  # noqa: E402
 
 PSP = {"encoder_type": "GradualStyleEncoder"}
 CARS = {"dataset_type": "cars_encode"}
-
-
-def read(tmp_path, file):
-    folder = tmp_path / str(len(list(tmp_path.iterdir())))  # arrays are views of their file: no two share one
-    folder.mkdir()
-    torch.save(file, folder / "file.pt")
-    return read_source(folder / "file.pt")
 
 
 def narrow(**options):

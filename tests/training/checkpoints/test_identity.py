@@ -12,19 +12,12 @@ torch = pytest.importorskip("torch", reason="the PyTorch path needs the extra 't
 sys.path.insert(0, str(Path(__file__).parent))
 
 import writers_encoders as writers  # noqa: E402
+from encoder_helpers import read  # noqa: E402
 
 from styleclip_rt.engines.errors import PackError  # noqa: E402
-from styleclip_rt.runtime.archives import read_source  # noqa: E402
 from styleclip_rt.runtime.training.checkpoints.identity import import_identity, recognises  # noqa: E402
 from styleclip_rt.runtime.training.networks.arcface import ArcFace, ArcFaceConfig, pool_matrix  # noqa: E402
 from styleclip_rt.runtime.training.pack import PackWriter, load_pack  # noqa: E402
-
-
-def read(tmp_path, state):
-    folder = tmp_path / str(len(list(tmp_path.iterdir())))  # arrays are views of their file: no two share one
-    folder.mkdir()
-    torch.save(state, folder / "file.pth")
-    return read_source(folder / "file.pth")
 
 
 def network(imported):
@@ -77,7 +70,7 @@ def test_all_that_does_not_fit_is_listed_at_once(tmp_path):
     with pytest.raises(PackError) as error:
         import_identity(read(tmp_path, state))
     for part in (
-        "file.pth as IR-SE50 does not fit",
+        "file.pt as IR-SE50 does not fit",
         "not accounted for: output_layer.9.weight [2]",
         "output_layer.3.bias is [3]",
         "missing: backbone.stages.1.2.residual.4.bias",

@@ -14,9 +14,9 @@ torch = pytest.importorskip("torch", reason="the PyTorch path needs the extra 't
 sys.path.insert(0, str(Path(__file__).parent))
 
 import writers_encoders as writers  # noqa: E402
+from encoder_helpers import read  # noqa: E402
 
 from styleclip_rt.engines.errors import InputError, PackError  # noqa: E402
-from styleclip_rt.runtime.archives import read_source  # noqa: E402
 from styleclip_rt.runtime.training.checkpoints import mappers  # noqa: E402
 from styleclip_rt.runtime.training.checkpoints.generators import generator_from_arrays  # noqa: E402
 from styleclip_rt.runtime.training.checkpoints.mappers import import_mapper, recognises  # noqa: E402
@@ -27,13 +27,6 @@ from styleclip_rt.runtime.training.pack import PackWriter, load_pack  # noqa: E4
 KINDS = ["LevelsMapper", "SingleMapper", "FullStyleSpaceMapper", "WithoutToRGBStyleSpaceMapper"]
 SMALL = {"stylegan_size": 16}  # 6 layers of w+, 8 entries of style space
 SMALL_CHANNELS = (8, 8, 8, 6, 6, 6, 4, 4)
-
-
-def read(tmp_path, file):
-    folder = tmp_path / str(len(list(tmp_path.iterdir())))  # arrays are views of their file: no two share one
-    folder.mkdir()
-    torch.save(file, folder / "file.pt")
-    return read_source(folder / "file.pt")
 
 
 def network(imported):
