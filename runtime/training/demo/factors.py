@@ -186,6 +186,7 @@ def code(f: Factors) -> Array:
     Because w is affine in it and styles are affine in w, one attribute moves S by the same vector on every face.
     """
     hair, glasses, hat, beard = f["hair_style"], f["glasses"][:, None], f["hat"][:, None], f["beard"][:, None]
+    frame, length, brim = glasses > 0.5, beard > 0.5, hat > 0.5  # what an attribute looks like counts where it is there
     signed = {name: (f[name] * 2 - 1)[:, None] for name in _CONTINUOUS}
     parts = [
         identity(f) * 1.7,
@@ -193,9 +194,9 @@ def code(f: Factors) -> Array:
         (f["eye_rgb"] - 0.3) * 5,
         (f["hair_rgb"] - 0.4) * 3, (f["hair_weights"] - 1 / 6) * 1.8,
         (hair - 1 / 6) * 2.4, signed["hair_volume"] * 1.7,
-        (glasses - 0.35) * 2.1, glasses * signed["frame_tone"] * 1.7, glasses * signed["frame_shape"] * 1.7,
-        (beard - 0.28) * 2.2, beard * signed["beard_length"] * 1.7,
-        (hat - 0.18) * 2.5, hat * (f["hat_rgb"] - 0.35) * 4, hat * signed["hat_height"] * 1.7,
+        (glasses - 0.35) * 2.1, frame * signed["frame_tone"] * 1.7, frame * signed["frame_shape"] * 1.7,
+        (beard - 0.28) * 2.2, length * signed["beard_length"] * 1.7,
+        (hat - 0.18) * 2.5, brim * (f["hat_rgb"] - 0.35) * 4, brim * signed["hat_height"] * 1.7,
         (f["expression"] - 0.25) * 2.2, f["pose"] * 1.7,
         (f["lipstick"][:, None] - 0.35) * 2.1, (f["lip_rgb"] - 0.45) * 2, signed["lip_fullness"] * 1.7,
         (f["age"][:, None] - 0.28) * 2.2,
@@ -203,3 +204,27 @@ def code(f: Factors) -> Array:
         (f["background_rgb"] - 0.61) * 4, (f["shirt_rgb"] - 0.48) * 3.5,
     ]  # fmt: skip
     return np.concatenate(parts, 1).astype(np.float32)
+
+
+def blurred(f: Factors, rng: np.random.Generator) -> Factors:
+    """The same faces with class values as an edit leaves them: between the classes, or beyond one; for `code` alone.
+
+    Values around 0 and 1, where the class that is drawn still leads by a margin, and hair colours past a corner of the
+    palette, away from another. A generator that draws the plain face of such codes has sharp borders between classes:
+    half an edit gives the old haircut or the new one and not a ghost of both, and too strong a colour stays that colour.
+    """
+    n, rows = len(f["hair_style"]), np.arange(len(f["hair_style"]))
+    style, noise = f["hair_style"].argmax(1), rng.normal(0, 0.35, f["hair_style"].shape).astype(np.float32)
+    values = f["hair_style"] + noise
+    others = np.where(f["hair_style"] > 0.5, -np.inf, values).max(1)
+    values[rows, style] = np.maximum(values[rows, style], others + 0.2)
+    out = {**f, "hair_style": values}
+    for name in ("glasses", "beard", "hat", "lipstick"):
+        value = f[name] + rng.normal(0, 0.35, n).astype(np.float32)
+        out[name] = np.where(f[name] > 0.5, np.maximum(value, 0.6), np.minimum(value, 0.4)).astype(np.float32)
+    color, away = f["hair_weights"].argmax(1), rng.integers(0, 6, n)
+    past = np.where(f["hair_weights"].max(1) > 0.9, rng.random(n), 0).astype(np.float32)[:, None] * 0.8
+    step = _one_hot(color, 6) - _one_hot(away, 6)
+    out["hair_weights"] = f["hair_weights"] + past * step
+    out["hair_rgb"] = f["hair_rgb"] + past * (step @ HAIR_PALETTE)
+    return out

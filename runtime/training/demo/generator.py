@@ -32,7 +32,7 @@ class Pass:
     """One pass of the synthesis training: at `size` px, in bfloat16 where `half` and the machine has it.
 
     `sparsity` is the weight of `spread`; `style_noise` the scale of `style_noise`, which leaves the share `quiet` of a
-    batch alone; `detail` the extra weight of edges and thin lines in the loss.
+    batch alone; `detail` the extra weight of edges and thin lines in the loss; `blur` the share with `blurred` classes.
     """
 
     name: str
@@ -45,6 +45,7 @@ class Pass:
     style_noise: float = 0.0
     quiet: float = 0.0
     detail: float = 0.0
+    blur: float = 0.0
 
 
 PASSES = (
@@ -55,6 +56,7 @@ PASSES = (
     Pass("generator-noise", 64, 1600, 16, 2.5e-3, True, 0.3, 1.0),
     Pass("generator-detail", 64, 9000, 16, 3e-3, True, 0.3, 1.0, quiet=0.5, detail=3.0),
     Pass("generator-crisp", 64, 1500, 16, 8e-4, False, 0.3, 1.0, quiet=0.75, detail=8.0),
+    Pass("generator-classes", 64, 3000, 16, 2e-3, True, 0.8, 0.7, quiet=0.4, detail=5.0, blur=0.6),
 )
 
 
@@ -173,6 +175,16 @@ def _s_std(generator: Generator, codes: NDArray[np.float32]) -> Tensor:
     return generator.styles(generator.broadcast(w)).std(0)
 
 
+def _codes(
+    faces: RenderedFaces, index: NDArray[np.int64], blur: float, rng: np.random.Generator
+) -> NDArray[np.float32]:
+    """The codes of some faces, the share `blur` of them with blurred classes."""
+    if not blur:
+        return faces.codes[index]
+    some = rng.random((len(index), 1)) < blur
+    return np.where(some, fx.code(fx.blurred(fx.take(faces.factors, index), rng)), faces.codes[index])
+
+
 def _train_pass(work: Path, generator: Generator, plan: Pass, seed: int, scale: float) -> Generator:
     faces, rotation = RenderedFaces.training(work), code_rotation().to(device())
     s_std = _s_std(generator.to(device()), faces.codes[:4000])
@@ -185,7 +197,7 @@ def _train_pass(work: Path, generator: Generator, plan: Pass, seed: int, scale: 
         index = np.sort(rng.integers(0, len(faces), plan.batch))
         noise = style_noise(s_std, plan.batch, plan.style_noise, rng, plan.quiet)
         target = faces.batch(index).to(device())
-        w = torch.from_numpy(faces.codes[index]).to(device()) @ rotation
+        w = torch.from_numpy(_codes(faces, index, plan.blur, rng)).to(device()) @ rotation
         if plan.size < target.shape[-1]:
             target = F.avg_pool2d(target, target.shape[-1] // plan.size)
         losses = draw(generator, w, target, noise, half, plan.detail)
