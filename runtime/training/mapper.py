@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from ...engines.errors import InputError
-from .demo.loop import device, rng_for, train
+from .loop import device, rng_for, train
 from .losses import ImageEncoder, ImageLoss, LossWeights
 from .networks.mapper import LevelsMapper, MapperConfig
 from .networks.stylegan2 import Generator
+from .texts import TextPair
 
 
 @dataclass(frozen=True)
@@ -57,22 +58,6 @@ PRESETS: dict[str, MapperPreset] = {
 def preset(name: str) -> MapperPreset:
     """The preset of a prompt, or the default one for a prompt without its own."""
     return PRESETS.get(name, MapperPreset())
-
-
-@dataclass(frozen=True)
-class TextPair:
-    """Unit text embeddings [E] of the target and of the neutral prompt, averaged over the templates."""
-
-    target: Tensor
-    neutral: Tensor
-
-    @property
-    def delta_t(self) -> Tensor:
-        """target - neutral, unit length [E]; InputError where both mean the same."""
-        delta = self.target - self.neutral
-        if not delta.norm() > 1e-6:
-            raise InputError("the target and the neutral text mean the same to CLIP; give a neutral text that differs")
-        return delta / delta.norm()
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from styleclip_rt.engines.errors import InputError
 from styleclip_rt.runtime.training.demo import factors as fx
 from styleclip_rt.runtime.training.demo import generator as stage
 from styleclip_rt.runtime.training.demo import recipe
-from styleclip_rt.runtime.training.demo.loop import load_stage, rng_for, train
+from styleclip_rt.runtime.training.loop import load_stage, rng_for, train
 
 
 def fit_line(work: Path, steps: int, *, stop_at: int | None = None) -> nn.Module:

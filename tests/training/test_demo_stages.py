@@ -18,8 +18,8 @@ from styleclip_rt.runtime.training.demo.factors import ATTRIBUTES
 from styleclip_rt.runtime.training.demo.generator import CONFIG as GENERATOR
 from styleclip_rt.runtime.training.demo.generator import new_generator
 from styleclip_rt.runtime.training.demo.judge import SIZES, Judge, JudgeNet, accuracy, attribute_loss, train_judge
-from styleclip_rt.runtime.training.demo.loop import save_atomically
 from styleclip_rt.runtime.training.demo.vocabulary import Encoder, train_vocabulary
+from styleclip_rt.runtime.training.loop import save_atomically
 
 SMOKE = 0.002
 

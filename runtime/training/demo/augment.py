@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from .loop import fast_bfloat16
+from ..loop import fast_bfloat16
 
 CLEAN, BLURRY, PIXELATED, BRIGHT, DARK = range(5)
 CONDITIONS = ("clean", "blurry", "pixelated", "bright", "dark")

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..loop import device, load_stage, rng_for, train
 from ..networks.clip import Clip
 from .augment import augment, mixed_precision
 from .captions import captions, holds, matches
@@ -23,7 +24,6 @@ from .clip_report import write_report
 from .dataset import RenderedFaces
 from .facts import scores
 from .judge import SIZES, attribute_loss, finished, stage_faces, take_labels
-from .loop import device, load_stage, rng_for, train
 from .vocabulary import CONTEXT_LENGTH, VOCABULARY, Encoder, train_vocabulary
 
 BATCH, STEPS = 256, 1200

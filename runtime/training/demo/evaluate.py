@@ -17,15 +17,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from ..chunks import in_chunks
+from ..loop import device
 from ..pack import Pack, PackWriter, load_pack
 from . import contact, settings
 from .dataset import to_pm1
 from .factors import labels, sample_factors
-from .loop import device
 from .renderer import render
 from .scores import TARGETS, frechet_distance, psnr_db, visible
 from .settings import Setting
-from .subject import Edited, Faces, Subject, in_chunks
+from .subject import Edited, Faces, Subject
 
 REPORT_SEED, RENDER_SEED = 72, 73
 SWEEP_BETAS = (0.06, 0.09, 0.12, 0.2, 0.3)

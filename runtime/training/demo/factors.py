@@ -211,7 +211,7 @@ def blurred(f: Factors, rng: np.random.Generator) -> Factors:
 
     Values around 0 and 1, where the class that is drawn still leads by a margin, and hair colours past a corner of the
     palette, away from another. A generator that draws the plain face of such codes has sharp borders between classes:
-    half an edit gives the old haircut or the new one and not a ghost of both, and too strong a colour stays that colour.
+    half an edit gives the old haircut or the new one, not a ghost of both, and too strong a colour stays that colour.
     """
     n, rows = len(f["hair_style"]), np.arange(len(f["hair_style"]))
     style, noise = f["hair_style"].argmax(1), rng.normal(0, 0.35, f["hair_style"].shape).astype(np.float32)

@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..loop import device, fast_bfloat16, load_stage, rng_for, save_atomically, train
 from ..networks.stylegan2 import SQRT2, FullyConnected, Generator, GeneratorConfig, Mapping
 from . import factors as fx
 from .dataset import RenderedFaces
-from .loop import device, fast_bfloat16, load_stage, rng_for, save_atomically, train
 
 CONFIG = GeneratorConfig(
     resolution=64, z_dim=128, w_dim=128, mapping_layers=6, channels={4: 128, 8: 128, 16: 128, 32: 64, 64: 32}

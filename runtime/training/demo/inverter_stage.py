@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..loop import device, load_stage, rng_for, train
 from ..networks.e4e import E4EConfig, Encoder4Editing
 from ..networks.stylegan2 import Generator
 from .augment import mixed_precision, soften
@@ -22,7 +23,6 @@ from .dataset import RenderedFaces
 from .generator import CONFIG as GENERATOR
 from .generator import code_rotation, drawing_loss, load_generator
 from .judge import finished, stage_faces
-from .loop import device, load_stage, rng_for, train
 
 CONFIG = E4EConfig(num_ws=GENERATOR.num_ws, w_dim=GENERATOR.w_dim, stem=16, stages=((24, 1), (48, 2), (64, 2), (96, 2)))
 BATCH_W, STEPS_W = 64, 1800

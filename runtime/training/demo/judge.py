@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..loop import device, load_stage, rng_for, train
 from .augment import augment, mixed_precision
 from .dataset import HELD_OUT_SEED, TRAIN_SEED, RenderedFaces
 from .factors import ATTRIBUTES
-from .loop import device, load_stage, rng_for, train
 
 BATCH, STEPS = 128, 2000
 SIZES = {name: len(values) for name, values in ATTRIBUTES.items()}

@@ -16,10 +16,12 @@ from torch import Tensor
 from ....engines.errors import InputError
 from ...templates import STYLECLIP_TEMPLATES
 from ..directions import DirectionRecipe, direction_table
-from ..mapper import MapperNetworks, TextPair, train_mapper
+from ..loop import device, load_stage, save_atomically
+from ..mapper import MapperNetworks, train_mapper
 from ..pack import load_pack
 from ..pack_writer import PackWriter
 from ..statistics import StyleStatistics, latent_batches, style_statistics
+from ..texts import TextPair
 from .clip_stage import load_clip, train_clip
 from .dataset import RenderedFaces
 from .evaluate import write_prompts
@@ -27,7 +29,6 @@ from .generator import load_generator, train_generator
 from .identity_stage import load_identity, train_identity
 from .inverter_stage import load_inverter, train_inverter
 from .judge import JudgeNet, train_judge
-from .loop import device, load_stage, save_atomically
 from .settings import CANDIDATES, choose_settings, choose_strengths
 from .subject import Subject
 from .vocabulary import token_config

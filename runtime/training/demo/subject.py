@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -11,14 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ... import edits
-from ...model import read_tokens
-from ...tokenizer import Tokenizer
+from ..chunks import in_chunks
+from ..loop import device
 from ..pack import Pack
+from ..texts import PackTexts
 from .judge import Judge, JudgeNet
-from .loop import device
 from .scores import Labels, Outcome, lacking, outcome
-
-CPU_CHUNK, GPU_CHUNK = 16, 256  # a CPU renders small batches fastest: they stay in its cache
 
 
 @dataclass(frozen=True)
@@ -54,16 +51,6 @@ class Edited:
     identity: float
 
 
-def in_chunks(function: object, *inputs: Tensor) -> Tensor:
-    """Applies a network to rows in chunks and joins the results on the CPU."""
-    assert callable(function)
-    home = device()
-    size = CPU_CHUNK if home.type == "cpu" else GPU_CHUNK
-    parts = zip(*(x.split(size) for x in inputs), strict=True)
-    with torch.no_grad():
-        return torch.cat([function(*(part.to(home) for part in row)).float().cpu() for row in parts])
-
-
 class Subject:
     """A pack with everything an evaluation needs, on the device of the training loop."""
 
@@ -75,22 +62,8 @@ class Subject:
         net = JudgeNet()
         net.load_state_dict(pack.judge, strict=False)
         self.judge = Judge(net.to(device()))
-        self._texts: dict[str, Tensor] = {}
+        self.embed = PackTexts(pack).embed
         self.psi = float(pack.config("statistics").get("psi", 1.0))
-
-    @cached_property
-    def tokenizer(self) -> Tokenizer:
-        """The pack's tokenizer."""
-        return Tokenizer.open(self.pack.file("tokenizer"), read_tokens(self.pack.config("tokenizer")))
-
-    def embed(self, text: str) -> Tensor:
-        """Unit embedding [E] of a text, averaged over the pack's templates; remembered."""
-        if text not in self._texts:
-            templates = self.pack.templates or ["{}"]
-            tokens = self.tokenizer.encode([template.replace("{}", text) for template in templates])
-            embedded = in_chunks(self.clip.encode_text, torch.from_numpy(tokens))
-            self._texts[text] = torch.from_numpy(edits.prompt_embedding(embedded.numpy()).astype(np.float32))
-        return self._texts[text]
 
     def direction(self, target: str, neutral: str, beta: float) -> NDArray[np.float32]:
         """delta_s [S] of a pair of texts, by the reference maths of the runtime."""

@@ -1,4 +1,4 @@
-"""One training loop for every stage of the recipe: resumable, exact to the step, with a progress bar and a log."""
+"""One training loop for everything that trains: resumable, exact to the step, with a progress bar and a log."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ....engines.errors import InputError
+from ...engines.errors import InputError
 
 Model = TypeVar("Model", bound=nn.Module)
 LOG_EVERY = 50
