@@ -42,7 +42,7 @@ class PackTexts:
         self._known: dict[str, Tensor] = {}
 
     def embed(self, text: str) -> Tensor:
-        """Unit embedding [E] of a text, float32 on the CPU: normalised mean over the templates (Radford et al. 2021)."""
+        """Unit embedding [E] of a text, float32 on the CPU: the normalised mean over the templates."""
         if text not in self._known:
             templates = self.pack.templates or ["{}"]
             tokens = self.tokenizer.encode([template.replace("{}", text) for template in templates])
