@@ -209,6 +209,11 @@ class Pack:
         """Names of the prompts with a trained mapper."""
         return tuple(name.removeprefix("mapper/") for name in self.components if name.startswith("mapper/"))
 
+    @property
+    def directions_named(self) -> tuple[str, ...]:
+        """Names of the directions that `edit --direction` serves; `named.read` gives one."""
+        return tuple(name.removeprefix("direction/") for name in self.components if name.startswith("direction/"))
+
     def mapper(self, name: str) -> LatentMapper:
         """The trained mapper of a prompt; InputError lists the names that exist."""
         if name not in self.mappers:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from ....engines.errors import StyleclipError
+from ..named import read
 from ..networks.e4e import E4EConfig
 from ..networks.mapper import MapperConfig
 from ..pack import Pack
@@ -48,6 +49,8 @@ def _load(pack: Pack, component: str) -> None:
         getattr(pack, component)
     elif component.startswith("mapper/"):
         pack.mapper(component.removeprefix("mapper/"))
+    elif component.startswith("direction/"):
+        read(pack, component.removeprefix("direction/"))
     elif component == "tokenizer":
         tokenizer_size(pack)
     else:

@@ -164,6 +164,7 @@ def describe(opened: Pack) -> dict[str, Any]:
         "components": components,
         "model": model_of(opened),
         "mappers": list(opened.mappers),
+        "directions": list(opened.directions_named),
         "prompts": list(opened.prompts),
         "templates": len(opened.templates),
         "alignment": opened.alignment.get("kind", "none"),
@@ -234,6 +235,7 @@ def info_text(record: dict[str, Any]) -> str:
     sizes = ", ".join(f"{key} {value}" for key, value in record["model"].items())
     rows += ["", *([sizes] if sizes else []), f"alignment: {record['alignment']}"]
     rows += [f"mappers: {', '.join(record['mappers'])}"] if record["mappers"] else []
+    rows += [f"directions: {', '.join(record['directions'])}"] if record["directions"] else []
     rows += [f"prompts: {', '.join(record['prompts'])}"] if record["prompts"] else []
     return "\n".join([*rows, *missing_rows(record)])
 
