@@ -12,12 +12,7 @@ from torch import Tensor
 
 from ...images import write_image
 from ...sheets import contact_sheet
-
-
-def pictures(images: Tensor) -> list[Image.Image]:
-    """[n,3,R,R] in -1..1 -> n Pillow pictures."""
-    u8 = ((images.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    return [Image.fromarray(image) for image in u8]
+from ..pictures import pictures
 
 
 def sheet(rows: Mapping[str, Tensor], title: str = "") -> Image.Image:
