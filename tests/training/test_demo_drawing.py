@@ -53,6 +53,32 @@ def test_code_is_finite_and_of_moderate_scale(faces: fx.Factors) -> None:
     assert code.std(0).max() < 1.5
 
 
+def test_blurred_classes_keep_their_face_and_a_margin(faces: fx.Factors) -> None:
+    noise = np.random.default_rng(3).normal(0, 0.8, (64, fx.BLURRED)).astype(np.float32)
+    blurred = fx.blurred(faces, noise)
+    assert np.array_equal(blurred["hair_style"].argmax(1), faces["hair_style"].argmax(1))
+    ranked = np.sort(blurred["hair_style"], 1)
+    assert (ranked[:, -1] - ranked[:, -2]).min() >= 0.199
+    for name in ("glasses", "beard", "hat", "lipstick"):
+        assert np.array_equal(blurred[name] > 0.5, faces[name] > 0.5), name
+        assert np.abs(blurred[name] - 0.5).min() >= 0.099
+        assert not np.array_equal(blurred[name], faces[name])
+    assert not np.array_equal(fx.code(blurred), fx.code(faces))
+    still = fx.blurred(faces, np.zeros_like(noise))
+    assert np.allclose(fx.code(still), fx.code(faces))
+
+
+def test_a_colour_past_its_corner_moves_away_from_the_other(faces: fx.Factors) -> None:
+    away = np.full(64, 0)
+    moved = fx.past_corner(faces, away, np.full(64, 0.5, np.float32))
+    plain = faces["hair_weights"].max(1) > 0.9
+    assert 0 < plain.sum() < 64
+    assert np.array_equal(moved["hair_weights"][~plain], faces["hair_weights"][~plain])
+    off_black = plain & (faces["hair_weights"].argmax(1) != 0)
+    assert np.allclose((moved["hair_weights"] - faces["hair_weights"])[off_black, 0], -0.5)
+    assert np.allclose(moved["hair_weights"].sum(1), faces["hair_weights"].sum(1), atol=1e-5)
+
+
 def test_identity_is_the_geometry_and_nothing_else(faces: fx.Factors) -> None:
     other = fx.with_identity(faces, -fx.identity(faces))
     assert np.array_equal(fx.identity(other), -fx.identity(faces))

@@ -59,6 +59,8 @@ _CONTINUOUS = (
     "bg_g", "bg_b", "shirt_r", "shirt_g", "shirt_b",
 )  # fmt: skip
 _CATEGORICAL = ("hair_color", "hair_style", "expression", *BINARY_P)
+_BLURRED_BINARIES = ("glasses", "beard", "hat", "lipstick")
+BLURRED = len(HAIR_STYLE_P) + len(_BLURRED_BINARIES)
 UNIFORMS = len(GEOMETRY) + len(_CONTINUOUS) + len(_CATEGORICAL)
 
 
@@ -206,25 +208,35 @@ def code(f: Factors) -> Array:
     return np.concatenate(parts, 1).astype(np.float32)
 
 
-def blurred(f: Factors, rng: np.random.Generator) -> Factors:
-    """The same faces with class values as an edit leaves them: between the classes, or beyond one; for `code` alone.
+def blurred(f: Factors, noise: Array) -> Factors:
+    """The same faces with class values around 0 and 1, where the class that is drawn still leads by a margin.
 
-    Values around 0 and 1, where the class that is drawn still leads by a margin, and hair colours past a corner of the
-    palette, away from another. A generator that draws the plain face of such codes has sharp borders between classes:
-    half an edit gives the old haircut or the new one, not a ghost of both, and too strong a colour stays that colour.
+    The result is for `code` alone. A generator that draws the plain face of such codes has sharp borders between
+    classes: half an edit gives the old haircut or the new one, not a ghost of both.
+
+    Args:
+        noise: [n, BLURRED] what is added to the class values of hair styles, then of `_BLURRED_BINARIES`.
     """
-    n, rows = len(f["hair_style"]), np.arange(len(f["hair_style"]))
-    style, noise = f["hair_style"].argmax(1), rng.normal(0, 0.35, f["hair_style"].shape).astype(np.float32)
-    values = f["hair_style"] + noise
+    rows, style = np.arange(len(noise)), f["hair_style"].argmax(1)
+    styles = f["hair_style"].shape[1]
+    values = f["hair_style"] + noise[:, :styles]
     others = np.where(f["hair_style"] > 0.5, -np.inf, values).max(1)
     values[rows, style] = np.maximum(values[rows, style], others + 0.2)
-    out = {**f, "hair_style": values}
-    for name in ("glasses", "beard", "hat", "lipstick"):
-        value = f[name] + rng.normal(0, 0.35, n).astype(np.float32)
+    out = {**f, "hair_style": values.astype(np.float32)}
+    for i, name in enumerate(_BLURRED_BINARIES, styles):
+        value = f[name] + noise[:, i]
         out[name] = np.where(f[name] > 0.5, np.maximum(value, 0.6), np.minimum(value, 0.4)).astype(np.float32)
-    color, away = f["hair_weights"].argmax(1), rng.integers(0, 6, n)
-    past = np.where(f["hair_weights"].max(1) > 0.9, rng.random(n), 0).astype(np.float32)[:, None] * 0.8
-    step = _one_hot(color, 6) - _one_hot(away, 6)
-    out["hair_weights"] = f["hair_weights"] + past * step
-    out["hair_rgb"] = f["hair_rgb"] + past * (step @ HAIR_PALETTE)
     return out
+
+
+def past_corner(f: Factors, away: NDArray[np.int64], share: Array) -> Factors:
+    """The same faces with plain hair colours moved past their corner of the palette; for `code` alone.
+
+    Too strong an edit of a colour ends there, and the plain face drawn of such codes stays that colour.
+
+    Args:
+        away: [n] the corner that the colour moves away from. share: [n] how far, in distances of the two corners.
+    """
+    share = np.where(f["hair_weights"].max(1) > 0.9, share, 0)[:, None].astype(np.float32)
+    step = share * (_one_hot(f["hair_weights"].argmax(1), 6) - _one_hot(away, 6))
+    return {**f, "hair_weights": f["hair_weights"] + step, "hair_rgb": f["hair_rgb"] + step @ HAIR_PALETTE}

@@ -24,7 +24,7 @@ from .dataset import RenderedFaces
 CONFIG = GeneratorConfig(
     resolution=64, z_dim=128, w_dim=128, mapping_layers=6, channels={4: 128, 8: 128, 16: 128, 32: 64, 64: 32}
 )
-STEPS_MAPPING, STEP_WIDTH = 16_000, 0.018
+STEPS_MAPPING, STEP_WIDTH, CLASS_NOISE = 16_000, 0.018, 0.5
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ PASSES = (
     Pass("generator-noise", 64, 1600, 16, 2.5e-3, True, 0.3, 1.0),
     Pass("generator-detail", 64, 9000, 16, 3e-3, True, 0.3, 1.0, quiet=0.5, detail=3.0),
     Pass("generator-crisp", 64, 1500, 16, 8e-4, False, 0.3, 1.0, quiet=0.75, detail=8.0),
-    Pass("generator-classes", 64, 3000, 16, 2e-3, True, 0.8, 0.7, quiet=0.4, detail=5.0, blur=0.6),
+    Pass("generator-classes", 64, 3000, 16, 2e-3, True, 2.0, 0.7, quiet=0.4, detail=5.0, blur=0.7),
 )
 
 
@@ -178,11 +178,14 @@ def _s_std(generator: Generator, codes: NDArray[np.float32]) -> Tensor:
 def _codes(
     faces: RenderedFaces, index: NDArray[np.int64], blur: float, rng: np.random.Generator
 ) -> NDArray[np.float32]:
-    """The codes of some faces, the share `blur` of them with blurred classes."""
+    """The codes of some faces, the share `blur` of them with blurred classes and colours past their corners."""
     if not blur:
         return faces.codes[index]
-    some = rng.random((len(index), 1)) < blur
-    return np.where(some, fx.code(fx.blurred(fx.take(faces.factors, index), rng)), faces.codes[index])
+    n = len(index)
+    noise = rng.standard_normal((n, fx.BLURRED)) * rng.random((n, 1)) * 0.8
+    moved = fx.blurred(fx.take(faces.factors, index), noise.astype(np.float32))
+    moved = fx.past_corner(moved, rng.integers(0, 6, n), rng.random(n, dtype=np.float32) * 0.8)
+    return np.where(rng.random((n, 1)) < blur, fx.code(moved), faces.codes[index])
 
 
 def _train_pass(work: Path, generator: Generator, plan: Pass, seed: int, scale: float) -> Generator:
@@ -219,20 +222,28 @@ def train_synthesis(work: Path, seed: int = 10, scale: float = 1.0) -> Generator
 
 
 def factors_of_z(z: Tensor) -> fx.Factors:
-    """The face that a latent stands for: the first UNIFORMS entries of the normalised z, through the normal CDF."""
+    """The face that a latent stands for: the first UNIFORMS entries of the normalised z, through the normal CDF.
+
+    The next BLURRED entries blur its classes by CLASS_NOISE: how clearly a class is chosen varies from face to face, as
+    it does in generators trained on photographs, so that a step of one sigma of a style is a larger part of the way.
+    """
     unit = z * torch.rsqrt(z.square().mean(1, keepdim=True) + 1e-8)
     uniform = torch.special.ndtr(unit[:, : fx.UNIFORMS])
-    return fx.factors_from_uniform(uniform.clamp(0, 1 - 1e-6).cpu().numpy())
+    factors = fx.factors_from_uniform(uniform.clamp(0, 1 - 1e-6).cpu().numpy())
+    noise = unit[:, fx.UNIFORMS : fx.UNIFORMS + fx.BLURRED].cpu().numpy()
+    return fx.blurred(factors, CLASS_NOISE * noise)
 
 
 def _first_units() -> Tensor:
     """Ramps on the normalised z that the code is made of: rows (column, low, high).
 
-    A steep one for every class boundary, a wide one (close to the normal CDF) for every smooth factor.
+    A steep one for every class boundary, a wide one (close to the normal CDF) for every smooth factor, and a nearly
+    linear one for every number that blurs a class.
     """
     steps = [(column, float(torch.special.ndtri(torch.tensor(edge)))) for column, edge in fx.thresholds()]
     rows = [(column, t - STEP_WIDTH / 2, t + STEP_WIDTH / 2) for column, t in steps]
     rows += [(column, -1.35, 1.35) for column in fx.smooth_columns()]
+    rows += [(fx.UNIFORMS + i, -3.0, 3.0) for i in range(fx.BLURRED)]
     return torch.tensor(rows)
 
 
