@@ -17,6 +17,7 @@ from ..engines.errors import InputError, PackError
 from . import images
 from .archives import Array, Limits, Source, describe, flat_arrays, listed, read_source
 from .editor import F32, Editor
+from .model import Model
 
 STARTS = (b"PK\x03\x04", b"\x93NUMPY", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 """First bytes of zip archives (.npz, .pt), .npy, and pickles (older .pt). No picture begins like that."""
@@ -51,7 +52,7 @@ def load_latents(path: str | os.PathLike[str], editor: Editor, index: int | None
     that holds no such w, for style-space latents (see `load_styles`), and where the face must be chosen.
     """
     file, ending = split_index(path)
-    face = chosen(faces_of(read(file), editor), ending if index is None else index, file)
+    face = chosen(faces_of(read(file), editor.model), ending if index is None else index, file)
     return editor.checked_w(np.repeat(face, editor.model.num_ws // face.shape[1], axis=1))
 
 
@@ -87,10 +88,10 @@ def read(path: Path) -> Source:
         raise InputError(f"{error}; expected latents as .npz, .npy or .pt, such as `invert` makes") from None
 
 
-def faces_of(source: Source, editor: Editor) -> Array:
+def faces_of(source: Source, model: Model) -> Array:
     """w [N, L, W] of a file, or [N, 1, W] that serves every layer; InputError for style space and anything else."""
-    width, rows = editor.model.w_dim, editor.model.num_ws
-    if style_entries(source, [layer.channels for layer in editor.model.layers]) is not None:
+    width, rows = model.w_dim, model.num_ws
+    if style_entries(source, [layer.channels for layer in model.layers]) is not None:
         raise InputError(
             f"{source.path} holds latents of style space; `edit` takes w. In Python, runtime.latents.load_styles reads "
             "them for Editor.synthesize"
@@ -103,8 +104,7 @@ def faces_of(source: Source, editor: Editor) -> Array:
         if array.shape[-1:] == (width,) and array.ndim < 3:
             return array.reshape(-1, 1, width)
     raise InputError(
-        f"{source.path} holds {content(source)}; expected w of faces, [N, {rows}, {width}], for the bundle "
-        f"{editor.model.name}"
+        f"{source.path} holds {content(source)}; expected w of faces, [N, {rows}, {width}], for {model.name}"
     )
 
 
