@@ -10,26 +10,28 @@ import pytest
 import torch
 from PIL import Image
 
+from styleclip_rt.runtime.training import search
 from styleclip_rt.runtime.training.demo import settings
 from styleclip_rt.runtime.training.demo.evaluate import SWEEP_BETAS, Effort, evaluate, recommended, write_prompts
 from styleclip_rt.runtime.training.demo.factors import ATTRIBUTES
 from styleclip_rt.runtime.training.demo.judge import JudgeNet
 from styleclip_rt.runtime.training.demo.scores import (
     TARGETS,
-    Labels,
     frechet_distance,
+    judged,
     lacking,
     outcome,
     psnr_db,
     visible,
 )
-from styleclip_rt.runtime.training.demo.subject import Subject
 from styleclip_rt.runtime.training.networks.arcface import ArcFace, ArcFaceConfig
 from styleclip_rt.runtime.training.networks.clip import Clip
 from styleclip_rt.runtime.training.networks.e4e import E4EConfig, Encoder4Editing
 from styleclip_rt.runtime.training.networks.mapper import LevelsMapper, MapperConfig
 from styleclip_rt.runtime.training.networks.stylegan2 import Generator, GeneratorConfig
+from styleclip_rt.runtime.training.outcomes import Labels
 from styleclip_rt.runtime.training.pack import PackWriter, load_pack
+from styleclip_rt.runtime.training.subject import Subject
 
 
 def labels(**values: list[int]) -> Labels:
@@ -133,9 +135,9 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def report(pack: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     out = tmp_path_factory.mktemp("out")
     few = pytest.MonkeyPatch()
-    few.setattr(settings, "ALPHAS", (1.0, 3.0))
-    few.setattr(settings, "BETAS", (0.12, 0.3))
-    few.setattr(settings, "STRENGTHS", (1.0,))
+    few.setattr(search, "ALPHAS", (1.0, 3.0))
+    few.setattr(search, "BETAS", (0.12, 0.3))
+    few.setattr(search, "STRENGTHS", (1.0,))
     few.setattr(settings, "CANDIDATES", {name: (t, n[:1]) for name, (t, n) in settings.CANDIDATES.items()})
     try:
         prompts = evaluate(pack, out, effort=Effort(faces=6, unseen_renders=4, samples=48, choice=0.03))
@@ -185,7 +187,7 @@ def test_prompts_enter_the_pack(pack: Path, report: tuple[Path, dict], tmp_path:
 
 
 def test_no_edit_is_the_unedited_picture(pack: Path) -> None:
-    subject = Subject(load_pack(pack))
+    subject = judged(load_pack(pack))
     faces = subject.faces(3, 0)
     delta_s = subject.direction("a face with glasses", "a face", 0.1)
     assert torch.equal(subject.edit(faces, delta_s, 0.0), faces.images)
@@ -193,7 +195,7 @@ def test_no_edit_is_the_unedited_picture(pack: Path) -> None:
 
 
 def test_a_killed_search_continues(pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    subject, memory = Subject(load_pack(pack)), tmp_path / "settings.json"
+    subject, memory = judged(load_pack(pack)), tmp_path / "settings.json"
     asked: list[str] = []
 
     def choose(_subject: Subject, prompt: str, *_args: object, **_named: object) -> settings.Setting:
@@ -213,5 +215,5 @@ def test_a_killed_search_continues(pack: Path, tmp_path: Path, monkeypatch: pyte
 def test_settings_of_the_pack_are_reported_as_they_are(pack: Path, report: tuple[Path, dict], tmp_path: Path) -> None:
     with PackWriter(tmp_path / "copy", "copy", base=pack) as writer:
         writer.prompts = {name: {**row, "alpha": 1.25} for name, row in report[1].items()}
-    chosen, _ = recommended(Subject(load_pack(tmp_path / "copy")), Effort(choice=0.03))
+    chosen, _ = recommended(judged(load_pack(tmp_path / "copy")), Effort(choice=0.03))
     assert {setting.alpha for setting in chosen.values()} == {1.25}

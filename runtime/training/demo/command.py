@@ -97,7 +97,7 @@ def faces(count: int, seed: int, size: int, out: Path) -> None:
     """
     import numpy as np
 
-    from .contact import save_grid
+    from ..contact import save_grid
     from .factors import sample_factors
     from .renderer import render
 

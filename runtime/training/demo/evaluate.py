@@ -17,16 +17,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from .. import contact
 from ..chunks import in_chunks
 from ..loop import device
 from ..pack import Pack, PackWriter, load_pack
-from . import contact, settings
+from ..search import Setting, map_faces, try_setting
+from ..subject import Edited, Faces, Subject
+from . import settings
 from .dataset import to_pm1
 from .factors import labels, sample_factors
+from .judge import Judge
 from .renderer import render
-from .scores import TARGETS, frechet_distance, psnr_db, visible
-from .settings import Setting
-from .subject import Edited, Faces, Subject
+from .scores import TARGETS, JudgeScorer, frechet_distance, judged, psnr_db, visible
 
 REPORT_SEED, RENDER_SEED = 72, 73
 SWEEP_BETAS = (0.06, 0.09, 0.12, 0.2, 0.3)
@@ -59,11 +61,11 @@ def direction_rows(subject: Subject, faces: Faces, chosen: Mapping[str, Setting]
     """Every prompt at its recommended setting, at alpha 3 beta 0.12, and over beta at the recommended alpha."""
     rows = []
     for prompt in tqdm(chosen, "directions", unit="prompt", disable=None):
-        best, lacking = chosen[prompt], faces.lacking(prompt)
+        best, lacking = chosen[prompt], subject.lacking(prompt, faces)
         tried = [("recommended", best), ("published", Setting(best.target, best.neutral, 3.0, 0.12))]
         tried += [("sweep", Setting(best.target, best.neutral, best.alpha, beta)) for beta in SWEEP_BETAS]
         for kind, setting in tried:
-            edited, channels = settings.try_setting(subject, prompt, lacking, setting)
+            edited, channels = try_setting(subject, prompt, lacking, setting)
             rows.append({"prompt": prompt, "setting": kind, **asdict(setting), "channels": channels, **_shares(edited)})
     return rows
 
@@ -72,7 +74,7 @@ def mapper_rows(subject: Subject, faces: Faces, strengths: Mapping[str, float]) 
     """The trained mappers at their recommended strengths."""
     rows = []
     for prompt, strength in strengths.items():
-        edited = settings.map_faces(subject, prompt, faces.lacking(prompt), strength)
+        edited = map_faces(subject, prompt, subject.lacking(prompt, faces), strength)
         rows.append({"prompt": prompt, "strength": strength, **_shares(edited)})
     return rows
 
@@ -88,8 +90,8 @@ def inversion_rows(subject: Subject, count: int) -> list[Row]:
     images, truth = unseen_renders(count, RENDER_SEED)
     rebuilt = reconstruct(subject, images)
     quality, seen = psnr_db(rebuilt.numpy(), images.numpy()), visible(truth)
-    judged = subject.judge.predict(rebuilt)
-    kept = [float((judged[a] == truth[a])[seen[a] & (truth[a] >= 0)].mean()) for a in truth]
+    found = JudgeScorer.of(subject.pack).read(rebuilt)
+    kept = [float((found[a] == truth[a])[seen[a] & (truth[a] >= 0)].mean()) for a in truth]
     row: Row = {
         "renders": count,
         "psnr_db": round(float(quality.mean()), 2),
@@ -114,7 +116,8 @@ def sample_rows(subject: Subject, count: int) -> list[Row]:
     FID-like, not FID: the features are those of the pack's CLIP and of the judge, so that the figures compare with no
     other work. The distance between two sets of renders is the floor that a perfect generator would reach.
     """
-    spaces = {"clip embedding": subject.clip.encode_image, "judge features": subject.judge_features}
+    judge = JudgeScorer.of(subject.pack).judge
+    spaces = {"clip embedding": subject.clip.encode_image, "judge features": lambda x: judge_features(judge, x)}
     first, second = (unseen_renders(count, RENDER_SEED + k)[0] for k in (1, 2))
     samples = subject.faces(count, RENDER_SEED + 3).images
     rows = []
@@ -124,6 +127,11 @@ def sample_rows(subject: Subject, count: int) -> list[Row]:
         distance = {"samples_to_renders": frechet_distance(s, a), "renders_to_renders": frechet_distance(b, a)}
         rows.append({**row, **{key: round(value, 5) for key, value in distance.items()}})
     return rows
+
+
+def judge_features(judge: Judge, images: Tensor) -> Tensor:
+    """Pictures [n,3,64,64] -> features of the judge's last convolution, averaged over the picture [n,D]."""
+    return judge.net.trunk(images).mean((2, 3))
 
 
 def prompt_table(chosen: Mapping[str, Setting], strengths: Mapping[str, float]) -> dict[str, Row]:
@@ -193,7 +201,7 @@ def evaluate(pack: Pack | Path | str, out: Path, *, effort: Effort | None = None
         out: root that `benchmarks/results/toyfaces-*.csv` and `docs/images/toyfaces-*.jpg` are written under.
         effort: numbers of faces; smaller for smoke runs.
     """
-    subject, effort = Subject(pack if isinstance(pack, Pack) else load_pack(pack)), effort or Effort()
+    subject, effort = judged(pack if isinstance(pack, Pack) else load_pack(pack)), effort or Effort()
     results, images = out / "benchmarks" / "results", out / "docs" / "images"
     chosen, strengths = recommended(subject, effort)
     reported = subject.faces(effort.faces, REPORT_SEED)

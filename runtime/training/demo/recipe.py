@@ -29,8 +29,8 @@ from .generator import load_generator, train_generator
 from .identity_stage import load_identity, train_identity
 from .inverter_stage import load_inverter, train_inverter
 from .judge import JudgeNet, train_judge
+from .scores import judged
 from .settings import CANDIDATES, choose_settings, choose_strengths
-from .subject import Subject
 from .vocabulary import token_config
 
 MAPPERS = ("bob-cut", "purple-hair", "glasses", "surprised")
@@ -81,14 +81,14 @@ def _settings(work: Path, scale: float) -> None:
     if path.exists():
         return
     assemble(work, work / "draft", {}, mappers=())
-    subject = Subject(load_pack(work / "draft"))
+    subject = judged(load_pack(work / "draft"))
     chosen = choose_settings(subject, scale=scale, memory=work / "settings.json")
     path.write_text(json.dumps(chosen, indent=1) + "\n")
 
 
 def _mappers(work: Path, scale: float) -> None:
     """The mappers of MAPPERS, each trained against its prompt's first pair of texts."""
-    subject = Subject(load_pack(work / "draft"))
+    subject = judged(load_pack(work / "draft"))
     networks = MapperNetworks(subject.generator, subject.clip.encode_image, subject.identity)
     for name in MAPPERS:
         targets, neutrals = CANDIDATES[name]
@@ -130,7 +130,7 @@ def assemble(work: Path, out: Path, prompts: dict[str, dict[str, object]], mappe
 def _pack(work: Path, scale: float) -> None:
     """The finished pack; the mappers' strengths are chosen on the selection faces as well."""
     prompts = json.loads((work / "prompts.json").read_text())
-    subject = Subject(load_pack(assemble(work, work / "pack", prompts)))
+    subject = judged(load_pack(assemble(work, work / "pack", prompts)))
     for name, strength in choose_strengths(subject, scale=scale).items():
         prompts[name] |= {"strength": strength, "mapper": f"mapper/{name}"}
     write_prompts(subject.pack, prompts)

@@ -11,15 +11,16 @@ Definitions, used everywhere in the reports:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
+from ..loop import device
+from ..outcomes import NOBODY, Labels, Mask, Outcome
+from ..pack import Pack
+from ..subject import Subject
 from .factors import ATTRIBUTES
-
-Labels = dict[str, NDArray[np.int64]]
-Mask = NDArray[np.bool_]
+from .judge import Judge, JudgeNet
 
 TARGETS: dict[str, tuple[str, str]] = {
     "purple-hair": ("hair_color", "purple"),
@@ -63,42 +64,57 @@ def lacking(labels: Labels, prompt: str) -> Mask:
     return visible(labels)[attribute] & (labels[attribute] != wanted)
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """Result of one edit over a set of faces; shares in 0..1, `others` per attribute (NaN where none was visible)."""
-
-    faces: int
-    success: float
-    others: dict[str, float]
-
-    @property
-    def others_changed(self) -> float:
-        """Mean over the other attributes; 0 where none could be seen."""
-        seen = [share for share in self.others.values() if not np.isnan(share)]
-        return float(np.mean(seen)) if seen else 0.0
-
-    @property
-    def worst(self) -> tuple[str, float]:
-        """The other attribute that changed most often, and its share."""
-        seen = {name: share for name, share in self.others.items() if not np.isnan(share)}
-        name = max(seen, key=lambda key: seen[key], default="none")
-        return name, seen.get(name, 0.0)
-
-
 def outcome(prompt: str, before: Labels, after: Labels) -> Outcome:
     """Compares labels before and after for faces that all lacked the target; see the module's definitions."""
     attribute, wanted = target_class(prompt)
     n = len(before[attribute])
     if n == 0:
-        return Outcome(0, float("nan"), {})
+        return NOBODY
     seen_before, seen_after = visible(before), visible(after)
     reached = (after[attribute] == wanted) & seen_after[attribute]
     others = {}
-    for name in before:
+    for name in ATTRIBUTES:
         both = seen_before[name] & seen_after[name]
         if name != attribute:
             others[name] = float((before[name] != after[name])[both].mean()) if both.any() else float("nan")
     return Outcome(n, float(reached.mean()), others)
+
+
+class JudgeScorer:
+    """The judge of a demonstration pack as a scorer: it knows the prompts of TARGETS."""
+
+    opinion = "judge"
+
+    def __init__(self, judge: Judge) -> None:
+        self.judge = judge
+
+    @classmethod
+    def of(cls, pack: Pack) -> JudgeScorer:
+        """The judge that `pack` holds; PackError for a pack without one."""
+        net = JudgeNet()
+        net.load_state_dict(pack.judge, strict=False)
+        return cls(Judge(net.to(device())))
+
+    def knows(self, prompt: str) -> bool:
+        """Whether the prompt is one of TARGETS."""
+        return prompt in TARGETS
+
+    def read(self, images: Tensor) -> Labels:
+        """The judge's classes, by attribute."""
+        return self.judge.predict(images)
+
+    def lacking(self, labels: Labels, prompt: str) -> Mask:
+        """See the function `lacking`."""
+        return lacking(labels, prompt)
+
+    def outcome(self, prompt: str, before: Labels, after: Labels) -> Outcome:
+        """See the function `outcome`."""
+        return outcome(prompt, before, after)
+
+
+def judged(pack: Pack) -> Subject:
+    """A demonstration pack under examination by its own judge."""
+    return Subject(pack, JudgeScorer.of(pack))
 
 
 def psnr_db(a: NDArray[np.floating], b: NDArray[np.floating]) -> NDArray[np.float64]:

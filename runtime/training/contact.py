@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ...images import write_image
-from ...sheets import contact_sheet
-from ..pictures import pictures
+from ..images import write_image
+from ..sheets import contact_sheet
+from .pictures import pictures
 
 
 def sheet(rows: Mapping[str, Tensor], title: str = "") -> Image.Image:

@@ -1,0 +1,112 @@
+"""Chooses a prompt's settings: a search over (target, neutral, alpha, beta) and over a mapper's strength, by outcome.
+
+The text is part of what a user chooses, so it is chosen like alpha and beta are: on one set of faces. What is reported
+must come from another set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...engines.errors import InputError
+from .. import edits
+from .subject import Edited, Faces, Subject
+
+ALPHAS = (2.0, 3.0, 4.0, 5.0, 6.5, 8.0, 10.0)
+BETAS = (0.09, 0.12, 0.14, 0.16, 0.22, 0.3)
+STRENGTHS = (0.5, 0.7, 0.85, 1.0, 1.2, 1.5)
+HOPELESS = 0.18
+"""Above this share of changed others, a larger alpha is not tried."""
+
+Texts = tuple[Sequence[str], Sequence[str]]
+"""Target texts and neutral texts; every pair is tried."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One edit: a pair of texts and the two strengths."""
+
+    target: str
+    neutral: str
+    alpha: float
+    beta: float
+
+
+def merit(edited: Edited, alpha: float) -> float:
+    """Success, less what else changed: little up to 6% (a judge flips borderline faces), much beyond.
+
+    Identity and a small alpha break ties; nothing is gained by the last four per cent of success.
+    """
+    identity = 0.0 if np.isnan(edited.identity) else 0.1 * (1 - edited.identity)
+    changed = edited.outcome.others_changed
+    return min(edited.outcome.success, 0.96) - 0.3 * changed - 3.0 * max(0.0, changed - 0.06) - identity - 0.003 * alpha
+
+
+def try_setting(subject: Subject, prompt: str, lacking: Faces, setting: Setting) -> tuple[Edited, int]:
+    """The outcome of a setting on faces that lack the target, and how many channels it moves."""
+    delta_s = subject.direction(setting.target, setting.neutral, setting.beta)
+    edited = subject.compare(prompt, lacking, subject.edit(lacking, delta_s, setting.alpha))
+    return edited, int(np.count_nonzero(delta_s))
+
+
+def map_faces(subject: Subject, prompt: str, lacking: Faces, strength: float) -> Edited:
+    """The outcome of the prompt's mapper."""
+    return subject.compare(prompt, lacking, subject.map(lacking, prompt, strength))
+
+
+def _thresholds(relevance: np.ndarray) -> list[float]:
+    """The betas of BETAS that keep different sets of channels; a suggested one where all of them keep none."""
+    counts = {int(np.count_nonzero(np.abs(relevance) >= beta)): beta for beta in reversed(BETAS)}
+    kept = sorted(beta for count, beta in counts.items() if count)
+    return kept or ([edits.suggested_beta(relevance)] if np.any(relevance) else [])
+
+
+def _coarse(subject: Subject, prompt: str, lacking: Faces, texts: Texts) -> Iterator[tuple[float, Setting]]:
+    for target, neutral in ((t, n) for t in texts[0] for n in texts[1]):
+        for beta in _thresholds(subject.relevance(target, neutral)):
+            for alpha in ALPHAS:
+                setting = Setting(target, neutral, alpha, beta)
+                edited, _ = try_setting(subject, prompt, lacking, setting)
+                yield merit(edited, alpha), setting
+                if edited.outcome.others_changed > HOPELESS:
+                    break
+
+
+def choose(
+    subject: Subject, prompt: str, faces: Faces, texts: Texts, *, coarse_faces: int = 64, finalists: int = 3
+) -> Setting:
+    """The best setting of a prompt: all candidates on a part of the faces, then the finalists on all of them.
+
+    Args:
+        faces: the selection set; only the faces that lack the target are edited.
+        texts: candidates of target and neutral text.
+        finalists: settings that are tried again on all faces, with alpha 15% lower and higher.
+    Raises:
+        InputError: no face of the set lacks the target, or no channel answers to the texts.
+    """
+    lacking = subject.lacking(prompt, faces)
+    if not len(lacking):
+        raise InputError(f"{prompt}: all {len(faces)} selection faces show the target already; give more faces")
+    part = lacking.take(np.arange(min(coarse_faces, len(lacking))))
+    ranked = sorted(_coarse(subject, prompt, part, texts), key=lambda row: -row[0])
+    if not ranked:
+        raise InputError(f"{prompt}: no style channel answers to {texts[0][0]!r}; give other texts")
+    best: tuple[float, Setting] | None = None
+    for _, setting in ranked[:finalists]:
+        for factor in (0.85, 1.0, 1.15):
+            tried = Setting(setting.target, setting.neutral, round(setting.alpha * factor, 2), setting.beta)
+            edited, _ = try_setting(subject, prompt, lacking, tried)
+            if best is None or merit(edited, tried.alpha) > best[0]:
+                best = (merit(edited, tried.alpha), tried)
+    assert best is not None
+    return best[1]
+
+
+def choose_strength(subject: Subject, prompt: str, faces: Faces) -> float:
+    """The best strength of the prompt's mapper on the selection faces."""
+    lacking = subject.lacking(prompt, faces)
+    scores = {k: merit(map_faces(subject, prompt, lacking, k), k) for k in STRENGTHS}
+    return max(scores, key=lambda k: scores[k])
