@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 OUT ?= demo-out
+WORKERS ?= 2
 PORTRAIT := runtime/data/portrait.png
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
@@ -13,7 +14,7 @@ CLI := $(BIN)/styleclip-rt
 
 help:
 	@echo 'make demo    install, export the prompt bob-cut, edit the sample portrait, say where the pictures are'
-	@echo 'make test    install, run the whole test suite'
+	@echo 'make test    install, run the whole test suite (WORKERS=2 files at a time)'
 	@echo 'make check   lint, format, types, layers, tests (what CI runs)'
 	@echo 'make lint | types | layers | format | clean'
 
@@ -45,8 +46,12 @@ demo: $(VENV)/.demo
 	@echo 'sheet:   $(abspath $(OUT))/bob-cut-grid.png    alpha x beta'
 	@echo 'bundle:  $(abspath $(OUT))/bundle'
 
+# One thread for each worker. The fixtures that cost (exports) belong to a file, so a file stays with one worker; conftest.py
+# puts the files with slow tests first. Tests that assert a time run alone afterwards.
 test: $(VENV)/.test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 STYLECLIP_RT_THREADS=1 $(BIN)/python -m pytest -m 'not timing' \
+		--numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m timing
 
 check: lint types layers test
 

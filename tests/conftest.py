@@ -42,8 +42,11 @@ def tracked(root: Path) -> list[Path]:
     return [Path(name) for name in listed.stdout.split("\0") if name and (root / name).exists()]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where no CUDA driver loads, and say so."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where no CUDA driver loads, and say so; several workers take the slow files first."""
+    if hasattr(config, "workerinput"):  # set by pytest-xdist
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: item.path not in slow)
     if sys.platform == "win32" or _has_cuda_driver():
         return
     for item in items:

@@ -117,6 +117,7 @@ def test_the_portrait_survives_inversion(shipped_editor):
     assert images.psnr_db(inverted, photo.resize(inverted.size)) > 20
 
 
+@pytest.mark.timing
 def test_the_command_writes_the_same_picture_twice_and_quickly(shipped_editor, tmp_path):
     args = ("edit", PORTRAIT, "--bundle", "toyfaces", "--device", "cpu", "--alpha", 3, "--beta", 0.12, "--json")
     first = command(*args, "--out", "a.png", cwd=tmp_path)
