@@ -106,8 +106,7 @@ def mean_face(pack: Pack) -> Tensor:
 
 def pack_model(pack: Pack) -> Model:
     """The pack in the words of the runtime: sizes, style layers and prompts; `prompts.resolve` takes it."""
-    layout, prompts = pack.layout, pack.prompts
-    keys = ("target", "neutral", "alpha", "beta")
+    layout = pack.layout
     return Model(
         name=pack.name,
         resolution=layout.config.resolution,
@@ -123,7 +122,10 @@ def pack_model(pack: Pack) -> Model:
         tokens=None,
         tokenizer_file=None,
         templates=tuple(pack.templates),
-        prompts={name: Prompt(name, **{k: entry.get(k) for k in keys}) for name, entry in prompts.items()},
+        prompts={
+            name: Prompt(name, p["target"], p["neutral"], p.get("alpha"), p.get("beta"))
+            for name, p in pack.prompts.items()
+        },
         default_prompt=None,
         psi=default_psi(pack),
     )

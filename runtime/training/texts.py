@@ -39,16 +39,19 @@ class PackTexts:
     def __init__(self, pack: Pack) -> None:
         self.pack = pack
         self.tokenizer = Tokenizer.open(pack.file("tokenizer"), read_tokens(pack.config("tokenizer")))
-        self._known: dict[str, Tensor] = {}
+        self._known: dict[tuple[str, bool], Tensor] = {}
 
-    def embed(self, text: str) -> Tensor:
-        """Unit embedding [E] of a text, float32 on the CPU: the normalised mean over the templates."""
-        if text not in self._known:
-            templates = self.pack.templates or ["{}"]
+    def embed(self, text: str, alone: bool = False) -> Tensor:
+        """Unit embedding [E] of a text, float32 on the CPU: the normalised mean over the templates.
+
+        alone: of the text without a template, as the published optimisation and mapper take it.
+        """
+        if (text, alone) not in self._known:
+            templates = ["{}"] if alone or not self.pack.templates else self.pack.templates
             tokens = self.tokenizer.encode([template.replace("{}", text) for template in templates])
             embedded = in_chunks(self.pack.clip.to(device()).encode_text, torch.from_numpy(tokens))
-            self._known[text] = torch.from_numpy(edits.prompt_embedding(embedded.numpy()).astype(np.float32))
-        return self._known[text]
+            self._known[text, alone] = torch.from_numpy(edits.prompt_embedding(embedded.numpy()).astype(np.float32))
+        return self._known[text, alone]
 
     def pair(self, target: str, neutral: str) -> TextPair:
         """Both embeddings."""
