@@ -16,7 +16,7 @@ import numpy as np
 
 from ..engines.bundle import open_bundle
 from ..runtime.editor import Editor
-from ..runtime.prompts import TextEncoder
+from ..runtime.prompts import TextEncoder, resolve
 from ..runtime.steps import plan
 from ..runtime.store import find_bundle, sample_portrait
 from .memory import peak_rss_mib
@@ -41,7 +41,7 @@ def laps_of(steps: dict[str, Callable[[], object]], calls: int) -> dict[str, Lat
 
 def stages(editor: Editor, calls: int) -> Rows:
     """Decode, invert, text (with and without its cache), direction, synthesize, encode: one row each."""
-    prompt = plan(editor.model)[0].prompt
+    prompt = resolve(editor.model, None)
     photo = editor.photo(sample_portrait())
     w = editor.invert(photo)
     delta_t = editor.text.delta_t(prompt)[None]

@@ -24,6 +24,7 @@ from ..runtime.training.networks.clip import front_end_settings, square_size
 from ..runtime.training.networks.e4e import E4EConfig
 from ..runtime.training.pack import Pack
 from ..runtime.training.pack_format import atomic_directory
+from .directions import write_directions
 from .forms import form_for
 from .graphs import Graph, graph_list
 from .recipe import Recipe
@@ -76,13 +77,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """What an export made: the folder, its rows, the whole size, and {graph: components that the pack lacks}."""
+    """What an export made: the folder, its rows, the whole size, and {graph: components that the pack lacks}.
+
+    directions: names of the directions that the bundle serves.
+    """
 
     path: Path
     rows: tuple[Row, ...]
     total_bytes: int
     missing: dict[str, list[str]]
     seconds: float
+    directions: tuple[str, ...] = ()
 
 
 def export_bundle(pack: Pack, plan: Plan, out: Path, progress: Progress = lambda name: None) -> Report:
@@ -100,9 +105,11 @@ def export_bundle(pack: Pack, plan: Plan, out: Path, progress: Progress = lambda
         rows = write_graphs(folder, pack, plan, builders, progress)
         if pack.has("tokenizer"):
             shutil.copyfile(pack.file("tokenizer"), folder / "tokenizer.json")
-        (folder / MANIFEST).write_text(json_text(manifest_of(pack, plan, rows, folder, missing)), encoding="utf-8")
+        named = write_directions(folder, pack)
+        manifest = manifest_of(pack, plan, rows, folder, missing) | named
+        (folder / MANIFEST).write_text(json_text(manifest), encoding="utf-8")
         total = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    return Report(out, tuple(rows), total, missing, time.perf_counter() - start)
+    return Report(out, tuple(rows), total, missing, time.perf_counter() - start, tuple(named.get("directions", ())))
 
 
 def write_graphs(

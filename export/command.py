@@ -117,6 +117,7 @@ def dry_report(pack: Pack, plan: Plan, folder: Path) -> dict[str, Any]:
         "default_prompt": plan.default_prompt,
         "prompts": list(plan.prompts),
         "mappers": list(plan.mappers),
+        "directions": list(pack.directions_named),
         "precision": plan.precision,
         "form": plan.form,
         "slider": plan.slider,
@@ -140,6 +141,7 @@ def report_dict(report: Report, plan: Plan) -> dict[str, Any]:
         "default_prompt": plan.default_prompt,
         "graphs": {row.spec.name: row.as_json() for row in report.rows},
         "bytes": report.total_bytes,
+        "directions": report.directions,
         "missing": report.missing,
         "seconds": round(report.seconds, 1),
     }
@@ -157,6 +159,7 @@ def table_text(report: Report, plan: Plan) -> str:
         kind = row.precision["type"]
         lines.append(f"{row.spec.name:28} {size:>9}  {error:>10}  {quality:>11}  {row.seconds:>4.1f} s  {kind}")
     lines.append(f"{'in all, weights shared':28} {report.total_bytes / 1e6:>6.2f} MB{report.seconds:>35.1f} s")
+    lines += [f"directions: {', '.join(report.directions)}"] if report.directions else []
     lines += [f"not exported: {graph} (the pack lacks {', '.join(parts)})" for graph, parts in report.missing.items()]
     prompt = f", default prompt {plan.default_prompt!r}" if plan.default_prompt else ""
     lines.append(f"bundle: {report.path}{prompt}")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -157,10 +158,23 @@ def bundle_options(command: F) -> F:
 
 def complete_prompt(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Names of the bundle's prompts, for the shell's completion."""
-    from .store import find_bundle, prompts_of
+    from .store import prompts_of
+
+    return _complete(ctx, incomplete, prompts_of)
+
+
+def complete_direction(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Names of the bundle's directions, for the shell's completion."""
+    from .store import directions_of
+
+    return _complete(ctx, incomplete, directions_of)
+
+
+def _complete(ctx: click.Context, incomplete: str, names_of: Callable[[Path], Iterable[str]]) -> list[CompletionItem]:
+    from .store import find_bundle
 
     try:
-        names = prompts_of(find_bundle(ctx.params.get("bundle")).path)
+        names = names_of(find_bundle(ctx.params.get("bundle")).path)
     except StyleclipError:
         return []
     return [CompletionItem(name) for name in names if name.startswith(incomplete)]

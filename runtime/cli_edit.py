@@ -8,21 +8,34 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..engines.errors import InputError
-from .cli_common import Values, bundle_options, complete_prompt, json_option, open_editor, print_json
+from .cli_common import (
+    Values,
+    bundle_options,
+    complete_direction,
+    complete_prompt,
+    json_option,
+    open_editor,
+    print_json,
+)
 from .cli_order import ORDER, OrderedCommand, paired
 from .cli_photo import frame_record, framing_of, is_asked, photo_options, photo_settings, take_photo_options
+from .model import Direction
 from .store import input_path
 
 if TYPE_CHECKING:
     from .align_frame import Frame
     from .editor import Editor, EditResult
     from .grids import Grid
+    from .steps import Step
+
+HEADS = ("prompts", "directions")  # the options that others follow
 
 EPILOG = """\b
 Examples:
   styleclip-rt edit portrait.jpg --prompt "purple hair" --alpha 3 --beta 0.12 --out purple.png
   styleclip-rt edit portrait.jpg --prompt "purple hair" --alpha 3 --prompt glasses --alpha 2
   styleclip-rt edit portrait.jpg --prompt bob-cut --alpha -3..6 --beta 0.1,0.2,0.3 --grid
+  styleclip-rt edit portrait.jpg --direction ganspace-0 --alpha 2 --prompt glasses --alpha 3
   styleclip-rt edit group.jpg --prompt glasses --landmarks points.json --face 2 --paste --out group-glasses.png
 """
 
@@ -36,6 +49,14 @@ Examples:
     multiple=True,
     shell_complete=complete_prompt,
     help="Target: a name of the bundle or free text.",
+)
+@click.option(
+    "--direction",
+    "directions",
+    metavar="NAME",
+    multiple=True,
+    shell_complete=complete_direction,
+    help="A named direction of the bundle, alone or with prompts; see `info`.",
 )
 @click.option(
     "--alpha",
@@ -68,10 +89,10 @@ Examples:
 def edit(ctx: click.Context, /, image: str, out: str | None, grid: bool, as_json: bool, **options: Any) -> None:
     """Edit the photo IMG, or a latents file of `invert`, towards a text. The IMG `sample` is a portrait that ships.
 
-    Several --prompt combine in one edit: --alpha, --beta and --neutral follow the prompt they belong to, and one that
-    follows several prompts serves them all. What is not given is taken from the bundle's recommended settings.
+    Several --prompt and --direction combine in one edit: --alpha, --beta and --neutral follow the one they belong to,
+    and a value that follows several serves them all. What is not given is taken from the bundle's recommended settings.
     """
-    request = {name: options.pop(name) for name in ("prompts", "alphas", "betas", "neutrals", "method")}
+    request = {name: options.pop(name) for name in ("prompts", "directions", "alphas", "betas", "neutrals", "method")}
     request["order"] = ctx.meta.get(ORDER, [])
     request["photo"] = take_photo_options(options)
     paste, paste_crop = options.pop("paste"), options.pop("paste_crop")
@@ -80,26 +101,18 @@ def edit(ctx: click.Context, /, image: str, out: str | None, grid: bool, as_json
     if sheet and request["paste"]:
         raise InputError("a sheet shows crops; --paste goes with one --alpha and one --beta")
     with open_editor(**options) as editor:
-        target = _output(editor, image, out, request["prompts"], sheet)
+        target = _output(editor, image, out, (*request["prompts"], *request["directions"]), sheet)
         image = input_path(image)
         record = (_sheet if sheet else _single)(editor, image, target, request, as_json)
     _report(record, as_json)
 
 
 def _single(editor: Editor, image: str, out: Path, request: dict[str, Any], with_identity: bool) -> dict[str, Any]:
-    """One picture, of one prompt or several combined."""
+    """One picture, of one prompt or direction or several combined."""
     from .images import write_image
     from .latents import is_latents, load_latents
 
-    count = len(request["prompts"])
-    alpha, beta, neutral = (paired(request["order"], n, request[n], count) for n in ("alphas", "betas", "neutrals"))
-    settings: dict[str, Any] = {
-        "prompt": request["prompts"] or None,
-        "alpha": [a and a[0] for a in alpha] if count else alpha[0] and alpha[0][0],
-        "beta": [b and b[0] for b in beta] if count else beta[0] and beta[0][0],
-        "neutral": neutral if count else neutral[0],
-        "method": request["method"],
-    }
+    settings = _settings(request)
     if is_latents(image):
         _check_latents_options(image, request)
         result = editor.edit_latents(load_latents(image, editor), **settings)
@@ -110,13 +123,36 @@ def _single(editor: Editor, image: str, out: Path, request: dict[str, Any], with
     return _record(editor, result, out, request)
 
 
+def _settings(request: dict[str, Any]) -> dict[str, Any]:
+    """What `Editor.edit` is given: each value with its prompt or direction, prompts first."""
+    order, prompts, directions = request["order"], request["prompts"], request["directions"]
+    count = len(prompts) + len(directions)
+    heads = [name for name in order if name in HEADS]
+    places = sorted(range(len(heads)), key=lambda i: HEADS.index(heads[i])) or [0]  # stable: prompts, then directions
+    alphas, betas = (paired(order, name, request[name], count, HEADS) for name in ("alphas", "betas"))
+    alpha, beta = ([_first(values[i]) for i in places] for values in (alphas, betas))
+    neutral = paired(order, "neutrals", request["neutrals"], len(prompts)) if prompts else list(request["neutrals"])
+    return {
+        "prompt": prompts or None,
+        "direction": directions or None,
+        "alpha": alpha if count else alpha[0],
+        "beta": beta if count else beta[0],
+        "neutral": neutral if prompts else next(iter(neutral), None),
+        "method": request["method"],
+    }
+
+
+def _first(values: tuple[Any, ...] | None) -> Any:
+    return values[0] if values else None
+
+
 def _sheet(editor: Editor, image: str, out: Path, request: dict[str, Any], _: bool) -> dict[str, Any]:
-    """A contact sheet: alpha x beta of one prompt, or prompts x alpha."""
+    """A contact sheet: alpha x beta of one prompt or direction, or several of them x alpha."""
     from .grids import DEFAULT_ALPHAS, beta_grid, prompt_grid
     from .images import write_image
     from .latents import is_latents, load_latents
 
-    prompts = _listed(editor, request["prompts"])
+    prompts, directions = _listed(editor, request["prompts"]), list(request["directions"])
     if len(request["alphas"]) > 1:
         raise InputError("a sheet takes one --alpha, a value or a range such as -3..6, for all its rows")
     alphas = request["alphas"][0] if request["alphas"] else DEFAULT_ALPHAS
@@ -129,10 +165,12 @@ def _sheet(editor: Editor, image: str, out: Path, request: dict[str, Any], _: bo
         frame = editor.frame(image, framing_of(editor, request["photo"]))
         w = editor.invert(frame.crop)
     neutrals = _serving(request["neutrals"])
-    if request["method"] == "global" and len(prompts) <= 1 and not isinstance(neutrals, list):
-        grid = beta_grid(editor, w, prompts[0] if prompts else None, alphas, betas or None, neutrals)
+    if request["method"] == "global" and len(prompts) + len(directions) <= 1 and not isinstance(neutrals, list):
+        one = {"prompt": next(iter(prompts), None), "direction": next(iter(directions), None)}
+        grid = beta_grid(editor, w, alphas=alphas, betas=betas or None, neutral=neutrals, **one)
     else:
-        grid = prompt_grid(editor, w, prompts or None, alphas, _serving(betas), neutrals, request["method"])
+        names = (prompts or None, alphas, _serving(betas), neutrals, request["method"], directions or None)
+        grid = prompt_grid(editor, w, *names)
     write_image(grid.image, out)
     return _grid_record(editor, grid, out, request["method"]) | _placed(frame)
 
@@ -175,16 +213,7 @@ def _output(editor: Editor, image: str, out: str | None, prompts: tuple[str, ...
 
 def _record(editor: Editor, result: EditResult, out: Path, request: dict[str, Any]) -> dict[str, Any]:
     """The JSON of a single edit."""
-    prompts = [
-        {
-            "name": s.prompt.name,
-            "target": s.prompt.target,
-            "neutral": s.prompt.neutral,
-            "alpha": s.alpha,
-            "beta": s.beta,
-        }
-        for s in result.steps
-    ]
+    prompts = [{**_named(s), "neutral": s.prompt.neutral, "alpha": s.alpha, "beta": s.beta} for s in result.steps]
     return {
         "out": str(out),
         "method": request["method"],
@@ -200,12 +229,15 @@ def _record(editor: Editor, result: EditResult, out: Path, request: dict[str, An
     }
 
 
+def _named(step: Step) -> dict[str, Any]:
+    """What a step of an edit is, in JSON."""
+    kind = "direction" if isinstance(step.prompt, Direction) else "prompt"
+    return {"kind": kind, "name": step.prompt.name, "target": step.prompt.target}
+
+
 def _grid_record(editor: Editor, grid: Grid, out: Path, method: str) -> dict[str, Any]:
     """The JSON of a sheet."""
-    rows = [
-        {"name": r.step.prompt.name, "target": r.step.prompt.target, "beta": r.step.beta, "channels": r.channels}
-        for r in grid.rows
-    ]
+    rows = [{**_named(row.step), "beta": row.step.beta, "channels": row.channels} for row in grid.rows]
     size = list(grid.image.size)
     return {
         "out": str(out),
@@ -245,4 +277,4 @@ def _report(record: dict[str, Any], as_json: bool) -> None:
 
 def _term(prompt: dict[str, Any]) -> str:
     beta = "" if prompt["beta"] is None else f" beta {prompt['beta']:g}"
-    return f"{prompt['target']} (alpha {prompt['alpha']:g}{beta})"
+    return f"{prompt['name'] if prompt['kind'] == 'direction' else prompt['target']} (alpha {prompt['alpha']:g}{beta})"

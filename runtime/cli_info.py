@@ -50,6 +50,8 @@ def info(as_json: bool) -> None:
         click.echo(f"  {bundle['name']:<24} {bundle['origin']:<8} {bundle['path']}")
         click.echo(f"    prompts: {', '.join(bundle['prompts']) or 'free text alone'}")
         click.echo(f"    mappers: {', '.join(bundle['mappers']) or 'none'}")
+        if bundle["directions"]:
+            click.echo(f"    directions: {', '.join(bundle['directions'])}")
     if not record["bundles"]:
         click.echo("  none; make one with `styleclip-rt export --prompt bob-cut`")
 
@@ -90,7 +92,7 @@ def _bundle(found: Found) -> dict[str, Any]:
     prompts = store.prompts_of(found.path)
     mappers = [name for name, mapped in prompts.items() if mapped]
     place = {"name": found.name, "origin": found.origin, "path": str(found.path)}
-    return {**place, "prompts": list(prompts), "mappers": mappers}
+    return {**place, "prompts": list(prompts), "mappers": mappers, "directions": store.directions_of(found.path)}
 
 
 def _engine_line(engine: dict[str, Any]) -> str:

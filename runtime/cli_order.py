@@ -1,4 +1,4 @@
-"""Which --alpha belongs to which --prompt, from the order in which they stand on the command line."""
+"""Which --alpha belongs to which --prompt or --direction, from their order on the command line."""
 
 from __future__ import annotations
 
@@ -28,8 +28,10 @@ class OrderedCommand(click.Command):
         return parser
 
 
-def paired(order: Sequence[str], name: str, values: Sequence[T], prompts: int) -> list[T | None]:
-    """`values` of option `name`, one for each prompt, None where none was given.
+def paired(
+    order: Sequence[str], name: str, values: Sequence[T], prompts: int, heads: Sequence[str] = ("prompts",)
+) -> list[T | None]:
+    """`values` of option `name`, one for each prompt, None where none was given; `heads` are the options that count.
 
     As many values as prompts: the k-th belongs to the k-th prompt. Otherwise a value serves the prompts before it that
     have none yet, and one before all prompts serves those that get no other. Raises click.UsageError for one too many.
@@ -40,7 +42,7 @@ def paired(order: Sequence[str], name: str, values: Sequence[T], prompts: int) -
     leading: T | None = None
     remaining, seen = list(values), 0
     for option in order:
-        seen += option == "prompts"
+        seen += option in heads
         if option != name or not remaining:
             continue
         value = remaining.pop(0)
@@ -51,7 +53,8 @@ def paired(order: Sequence[str], name: str, values: Sequence[T], prompts: int) -
             for i in waiting:
                 assigned[i] = value
         else:
+            what = " or ".join(head.rstrip("s") for head in heads)
             raise click.UsageError(
-                f"{len(values)} values of --{name.rstrip('s')} for {prompts} prompts: one has no prompt"
+                f"{len(values)} values of --{name.rstrip('s')} for {prompts} {heads[0]}: one has no {what}"
             )
     return [leading if value is None else value for value in assigned]

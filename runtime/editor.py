@@ -19,11 +19,13 @@ from .align import read_alignment
 from .align_frame import Frame, Framing, settle
 from .align_landmarks import Finder, Landmarks
 from .align_models import open_finder
-from .model import Model, read_model
+from .model import Model, Prompt, read_model
+from .moves import fused_mapper, mapped, moves, text_directions
+from .named import NamedDirections
 from .paste import change_mask, paste_crop, paste_mode
-from .prompts import STYLE_MAPPER, TextEncoder, cache_folder, mapper_graph
+from .prompts import STYLE_MAPPER, TextEncoder, cache_folder
 from .results import Clock, EditResult
-from .steps import Beta, Step, plan
+from .steps import Beta, Step, plan, settled, too_high
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -42,6 +44,7 @@ class Editor:
         self.origin = origin
         cache = cache_folder(store.home(), origin.path / store.MANIFEST) if origin else None
         self.text = TextEncoder(bundle, self.model, cache)
+        self.named = NamedDirections(bundle, self.model)
         self.alignment = read_alignment(bundle.manifest, self.model.invert_size or self.model.resolution or 1)
 
     @classmethod
@@ -69,19 +72,21 @@ class Editor:
         face: int | None = None,
         align: bool | None = None,
         paste: bool | str = False,
+        direction: str | Sequence[str] | None = None,
     ) -> EditResult:
-        """Edit a photo towards a text.
+        """Edit a photo towards a text, or along a named direction of the bundle.
 
         image: path, bytes, Pillow image or uint8 array. prompt: a name or text of the bundle, or free text; a sequence
         combines several in one edit; None: the bundle's default. alpha: strength, 0 returns the inverted photo.
         beta: threshold on a channel's relevance in 0..1, higher moves fewer channels, or "auto". neutral: the text that
         the prompt is compared with. method: "global" (directions) or "mapper" (alpha is its strength). None: the values
-        recommended for the prompt. landmarks, face, align: where the face is, see `framing`. paste: True also gives the
-        whole photo with what the edit changed in it, "crop" with the whole crop. Raises ImageError, InputError,
+        recommended for the prompt. direction: one or several of `directions_named`, alone or after the prompts, whose
+        alphas and betas theirs follow. landmarks, face, align: where the face is, see `framing`. paste: True also gives
+        the whole photo with what the edit changed in it, "crop" with the whole crop. Raises ImageError, InputError,
         BundleError, EngineError, MissingDependency.
         """
         clock = Clock()
-        steps, mode = plan(self.model, prompt, alpha, beta, neutral, method), paste_mode(paste)
+        steps, mode = plan(self.model, prompt, alpha, beta, neutral, method, direction), paste_mode(paste)
         framing = self.framing(landmarks, face, align)
         photo = self._decode(image, framing, whole=mode is not None)
         clock.lap("decode")
@@ -109,10 +114,12 @@ class Editor:
         beta: Beta | Sequence[Beta | None] | None = None,
         neutral: str | Sequence[str | None] | None = None,
         method: str = "global",
+        *,
+        direction: str | Sequence[str] | None = None,
     ) -> EditResult:
         """The same from latents w [1, L, W] float32 (of `invert` or `sample`) in place of a photo."""
         clock = Clock()
-        steps = plan(self.model, prompt, alpha, beta, neutral, method)
+        steps = plan(self.model, prompt, alpha, beta, neutral, method, direction)
         w = self.checked_w(w)
         if len(w) != 1:
             raise InputError(f"latents of {len(w)} faces; expected one, w[i:i + 1]")
@@ -128,12 +135,14 @@ class Editor:
         neutral: str | None = None,
         method: str = "global",
         negligible: float = 0.0,
+        *,
+        direction: str | None = None,
     ) -> Slider:
         """An edit whose strength is open: `.at(alpha)` for each step of a slider, `.grid(alphas)` for several at once.
 
-        image: a photo as for `edit`, or latents w [1, L, W] float32. What lies below the first layer that the prompt
-        moves is computed once (the bundle must have been exported with sliders). negligible: share of the direction's
-        squared length that may be left out to start higher; 0 leaves nothing out.
+        image: a photo as for `edit`, or latents w [1, L, W] float32, along a prompt or a named direction. What lies
+        below the first layer that it moves is computed once (the bundle must have been exported with sliders).
+        negligible: share of the direction's squared length that may be left out to start higher; 0: nothing.
         """
         from .slider import make_slider
 
@@ -141,18 +150,18 @@ class Editor:
         w = self.checked_w(image) if latents else self.invert(self.photo(image))  # type: ignore[arg-type]
         if len(w) != 1:
             raise InputError(f"latents of {len(w)} faces; expected one, w[i:i + 1]")
-        return make_slider(self, w, prompt, beta, neutral, method, negligible)
+        return make_slider(self, w, prompt, beta, neutral, method, negligible, direction)
 
     # The two methods -------------------------------------------------------------------------------------------------
 
     def _direct(self, w: F32, steps: tuple[Step, ...], clock: Clock) -> EditResult:
-        """Global directions (paper, section 6): s' = s + sum of alpha * delta_s."""
-        delta_t = np.stack([self.text.delta_t(step.prompt) for step in steps])  # [P, E], unit
+        """Global directions (paper, section 6), and named ones: s' = s + sum of alpha * delta_s."""
+        delta_t = text_directions(self, steps)  # [Q, E], unit; of those that are prompts
         clock.lap("text")
-        steps, delta_s = self.directions(steps, delta_t)  # [P, S]
+        steps, delta_s = moves(self, steps, delta_t)  # [P, S]
         clock.lap("direction")
         alpha = np.array([step.alpha for step in steps], dtype=np.float32)  # [P]
-        if len(steps) == 1 and "edit_global" in self.bundle.graphs:
+        if len(steps) == len(delta_t) == 1 and "edit_global" in self.bundle.graphs:
             beta = np.array([step.beta for step in steps], dtype=np.float32)
             image_u8 = self.bundle.run("edit_global", w=w, delta_t=delta_t, alpha=alpha, beta=beta)["image_u8"]
         else:
@@ -162,13 +171,12 @@ class Editor:
 
     def _map(self, w: F32, steps: tuple[Step, ...], clock: Clock) -> EditResult:
         """Latent mappers (paper, section 5): w' = w + sum of strength * mapper(w); those of style space move s."""
-        graphs = [mapper_graph(self.model, step.prompt) for step in steps]
         s = self.styles(w)
-        deltas = [self.map_latents(graph, w, s) for graph in graphs]  # in w [1, L, W] or in s [1, S]
+        steps, deltas = mapped(self, steps, w, s)  # in w [1, L, W] or in s [1, S]
         delta_s = np.concatenate([d if d.ndim == 2 else self.styles(w + d) - s for d in deltas])  # [P, S]
         clock.lap("mapper")
-        fused = "edit_" + graphs[0].removeprefix("style_")
-        if len(steps) == 1 and fused in self.bundle.graphs:
+        fused = fused_mapper(self.model, steps)
+        if fused in self.bundle.graphs:
             strength = np.array([steps[0].alpha], dtype=np.float32)
             image_u8 = self.bundle.run(fused, w=w, strength=strength)["image_u8"]
         else:
@@ -253,16 +261,21 @@ class Editor:
 
         return self.bundle.run(f"{PREVIEW}{preview_size(self)}", s=s)["image_u8"]  # type: ignore[return-value]
 
+    @property
+    def directions_named(self) -> tuple[str, ...]:
+        """Names of the directions that `edit` takes as `direction`."""
+        return self.named.names
+
     def directions(self, steps: tuple[Step, ...], delta_t: F32) -> tuple[tuple[Step, ...], F32]:
-        """Directions delta_s [P, S] of P steps; "auto" thresholds resolved. InputError where beta leaves no channel."""
+        """Directions delta_s [P, S] of P prompts; "auto" thresholds resolved. InputError where beta leaves none."""
         asked = [0.0 if step.beta == "auto" else step.beta for step in steps]
         out = self.bundle.run("direction", delta_t=delta_t, beta=np.array(asked, dtype=np.float32))
         if any(step.beta == "auto" for step in steps):
-            settled = tuple(_settled(step, r) for step, r in zip(steps, out["relevance"], strict=True))
-            return self.directions(settled, delta_t)
+            steps = tuple(settled(step, r) for step, r in zip(steps, out["relevance"], strict=True))
+            return self.directions(steps, delta_t)
         for step, r, delta_s in zip(steps, out["relevance"], out["delta_s"], strict=True):
             if not delta_s.any():
-                raise InputError(_too_high(step, r))
+                raise InputError(too_high(step, r))
         return steps, out["delta_s"]
 
     def identity(self, a: Image.Image, b: Image.Image) -> float | None:
@@ -303,7 +316,8 @@ class Editor:
         return paste_crop(frame.photo, result.image, frame.quad, mask)
 
     def _notes(self, steps: tuple[Step, ...]) -> tuple[str, ...]:
-        texts = dict.fromkeys(t for step in steps for t in (step.prompt.target, step.prompt.neutral))
+        prompts = [step.prompt for step in steps if isinstance(step.prompt, Prompt)]
+        texts = dict.fromkeys(text for prompt in prompts for text in (prompt.target, prompt.neutral))
         words = list(dict.fromkeys(word for text in texts for word in self.text.embed(text).unknown))
         unknown = ", ".join(map(repr, words))
         return (f"the bundle's CLIP does not know {unknown}: expect a weak or random edit",) if words else ()
@@ -323,15 +337,3 @@ class Editor:
             timings=clock.laps_ms,
             notes=notes,
         )
-
-
-def _settled(step: Step, relevance: F32) -> Step:
-    return replace(step, beta=edits.suggested_beta(relevance)) if step.beta == "auto" else step
-
-
-def _too_high(step: Step, relevance: F32) -> str:
-    largest = float(np.abs(relevance).max())
-    return (
-        f"beta {step.beta:g} leaves no channel for {step.prompt.target!r}: the largest relevance is {largest:.3g}. "
-        f"Use beta {edits.suggested_beta(relevance):g}, or auto"
-    )

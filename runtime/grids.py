@@ -1,4 +1,4 @@
-"""Contact sheets of edits: alpha x beta of one prompt (Figure 6 of the paper), or prompts x alpha."""
+"""Contact sheets of edits: alpha x beta of one prompt (Figure 6 of the paper), or prompts and directions x alpha."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 from ..engines.errors import InputError
 from . import edits, images, sheets
 from .editor import F32, Editor
-from .prompts import mapper_graph
+from .moves import mapped, moves, text_directions
 from .slider import shared_renderer
 from .steps import Beta, Step, checked_alpha, checked_beta, plan
 
@@ -45,24 +45,34 @@ def beta_grid(
     alphas: Sequence[float] = DEFAULT_ALPHAS,
     betas: Sequence[Beta] | None = None,
     neutral: str | None = None,
+    direction: str | None = None,
 ) -> Grid:
-    """Figure 6: one prompt on latents w [1, L, W]; alpha from left to right, beta from top to bottom.
+    """Figure 6: one prompt (or named direction) on latents w [1, L, W]; alpha left to right, beta top to bottom.
 
     betas: None takes half, one, one and a half and two times the recommended threshold. Raises InputError if no beta
     leaves a channel.
     """
-    step = plan(editor.model, prompt, neutral=neutral)[0]
-    delta_t = editor.text.delta_t(step.prompt)
-    if betas is None:
-        settled = editor.directions((step,), delta_t[None])[0][0]
-        betas = [round(float(settled.beta or 0) * factor, 4) for factor in (0.5, 1, 1.5, 2)]
-    steps = [replace(step, beta=checked_beta(beta)) for beta in betas]
+    step = plan(editor.model, prompt, None, betas[0] if betas else None, neutral, direction=direction)[0]
+    delta_t = text_directions(editor, (step,))
+    steps = _beta_steps(editor, step, delta_t, betas)
     alphas = _checked(alphas, len(steps))
     s = editor.styles(w)
-    rows = tuple(_direct_row(editor, step, delta_t, s, alphas, "beta {beta:g}") for step in steps)
+    label = "{name}" if step.beta is None else "beta {beta:g}"
+    rows = tuple(_direct_row(editor, step, delta_t, s, alphas, label) for step in steps)
     if all(row.styles is None for row in rows):
-        editor.directions((steps[0],), delta_t[None])  # raises, naming the largest relevance and a workable beta
-    return _grid(editor, rows, alphas, f"{step.prompt.target[:80]}  (neutral: {step.prompt.neutral[:40]})")
+        moves(editor, (steps[0],), delta_t)  # raises, naming the largest relevance and a workable beta
+    neutral = step.prompt.neutral
+    return _grid(editor, rows, alphas, step.prompt.label[:80] + (f"  (neutral: {neutral[:40]})" if neutral else ""))
+
+
+def _beta_steps(editor: Editor, step: Step, delta_t: F32, betas: Sequence[Beta] | None) -> list[Step]:
+    """The step with each beta; one alone for a named direction that takes none."""
+    if step.beta is None:
+        return [step]
+    if betas is None:
+        settled = moves(editor, (step,), delta_t)[0][0]
+        betas = [round(float(settled.beta or 0) * factor, 4) for factor in (0.5, 1, 1.5, 2)]
+    return [replace(step, beta=checked_beta(beta)) for beta in betas]
 
 
 def prompt_grid(
@@ -73,22 +83,26 @@ def prompt_grid(
     betas: Sequence[Beta | None] | Beta | None = None,
     neutrals: Sequence[str | None] | str | None = None,
     method: str = "global",
+    directions: Sequence[str] | None = None,
 ) -> Grid:
-    """Prompts from top to bottom, alpha (or a mapper's strength) from left to right, on latents w [1, L, W]."""
-    steps = plan(editor.model, prompts, None, betas, neutrals, method)
+    """Prompts, then named directions, from top to bottom, alpha (or a mapper's strength) from left to right.
+
+    On latents w [1, L, W].
+    """
+    steps = plan(editor.model, prompts, None, betas, neutrals, method, directions)
     alphas = _checked(alphas, len(steps))
     if method == "mapper":
         rows = tuple(_mapped_row(editor, step, w, alphas) for step in steps)
     else:
         s = editor.styles(w)
-        rows = tuple(_direct_row(editor, t, editor.text.delta_t(t.prompt), s, alphas, "{name}") for t in steps)
+        rows = tuple(_direct_row(editor, t, text_directions(editor, (t,)), s, alphas, "{name}") for t in steps)
     return _grid(editor, rows, alphas, "")
 
 
 def _direct_row(editor: Editor, step: Step, delta_t: F32, s: F32, alphas: Sequence[float], label: str) -> Row:
-    """Cells of one prompt and beta; s [1, S]."""
+    """Cells of one prompt, or named direction, and beta; s [1, S], delta_t of `text_directions`."""
     try:
-        (step,), delta_s = editor.directions((step,), delta_t[None])
+        (step,), delta_s = moves(editor, (step,), delta_t)
     except InputError:
         return Row(label.format(beta=step.beta, name=step.prompt.name[:40]), step, None, 0)
     cells = s + np.array(alphas, dtype=np.float32)[:, None] * delta_s  # [A, S]
@@ -98,7 +112,7 @@ def _direct_row(editor: Editor, step: Step, delta_t: F32, s: F32, alphas: Sequen
 
 def _mapped_row(editor: Editor, step: Step, w: F32, alphas: Sequence[float]) -> Row:
     s = editor.styles(w)
-    delta = editor.map_latents(mapper_graph(editor.model, step.prompt), w, s)  # [1, L, W] or [1, S]
+    (step,), (delta,) = mapped(editor, (step,), w, s)  # [1, L, W] or [1, S]
     cells = np.concatenate([editor.moved_styles(w, [delta], [alpha]) for alpha in alphas])
     return Row(step.prompt.name[:40], step, cells, int(np.count_nonzero(np.ptp(cells, axis=0))))
 

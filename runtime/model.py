@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from ..engines.errors import BundleError
@@ -11,6 +12,7 @@ from .templates import STYLECLIP_TEMPLATES
 
 T = TypeVar("T")
 
+DIRECTION_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 CLEANINGS = ("clip", "whitespace", "canonicalize")  # see `tokenizer.clean_text`
 
 
@@ -51,6 +53,34 @@ class Prompt:
     mapper: str | None = None
     strength: float = 1.0
 
+    @property
+    def label(self) -> str:
+        """What the user calls it."""
+        return self.target
+
+
+@dataclass(frozen=True)
+class Direction:
+    """A named direction of the bundle: a fixed step in style space, and what was recommended for it.
+
+    row, relevance_row: its rows in the bundle's table of directions; without the second it takes no threshold.
+    alpha: strength. method: how it was found. target, neutral: the texts it was found with, where there were any.
+    """
+
+    name: str
+    row: int
+    relevance_row: int | None = None
+    alpha: float = 1.0
+    beta: float | None = None
+    method: str = "unknown"
+    target: str | None = None
+    neutral: str | None = None
+
+    @property
+    def label(self) -> str:
+        """What the user calls it."""
+        return self.name
+
 
 DEFAULT_PSI = 0.7  # StyleCLIP's truncation, for a bundle that records none
 
@@ -80,6 +110,8 @@ class Model:
     default_prompt: str | None
     psi: float = DEFAULT_PSI
     invert_shape: tuple[int, int] | None = None  # (height, width) where the inverter's picture is not a square
+    directions: Mapping[str, Direction] = field(default_factory=dict)
+    direction_table: str | None = None  # a listed file, see `named`
 
 
 def read_model(manifest: Mapping[str, Any]) -> Model:
@@ -100,6 +132,8 @@ def read_model(manifest: Mapping[str, Any]) -> Model:
         default_prompt=manifest.get("default_prompt"),
         psi=_psi(model),
         invert_shape=_if_there(model, "invert_shape", lambda: _shape(model, "invert_shape")),
+        directions={name: _direction(name, entry) for name, entry in _table(manifest, "directions", {}).items()},
+        direction_table=_if_there(manifest, "direction_table", lambda: _text(manifest, "direction_table")),
     )
 
 
@@ -163,6 +197,26 @@ def _prompt(name: str, entry: Any) -> Prompt:
     )
 
 
+def _direction(name: str, entry: Any) -> Direction:
+    if not DIRECTION_NAME.fullmatch(name) or not isinstance(entry, Mapping):
+        raise BundleError(
+            f"bundle.json: direction {name[:80]!r} must be a table under a name of a-z, 0-9, '-' and '_'; "
+            "export the bundle again"
+        )
+    where = f"directions.{name}"
+    alpha, beta = (_number(entry, key, where) for key in ("alpha", "beta"))
+    return Direction(
+        name=name,
+        row=_index(entry, "row", where),
+        relevance_row=_if_there(entry, "relevance_row", lambda: _index(entry, "relevance_row", where)),
+        alpha=1.0 if alpha is None else alpha,
+        beta=beta,
+        method=_text(entry, "method", where),
+        target=_if_there(entry, "target", lambda: _text(entry, "target", where)),
+        neutral=_if_there(entry, "neutral", lambda: _text(entry, "neutral", where)),
+    )
+
+
 def _field(table: Mapping[str, Any], key: str, check: Callable[[Any], bool], expected: str, where: str = "") -> Any:
     value = table.get(key)
     if not check(value):
@@ -196,8 +250,8 @@ def _size(table: Mapping[str, Any], key: str) -> int:
     return int(_field(table, key, lambda v: type(v) is int and 0 < v < 1_000_000, "a positive whole number"))
 
 
-def _index(table: Mapping[str, Any], key: str) -> int:
-    return int(_field(table, key, lambda v: type(v) is int and v >= 0, "a whole number from 0"))
+def _index(table: Mapping[str, Any], key: str, where: str = "") -> int:
+    return int(_field(table, key, lambda v: type(v) is int and v >= 0, "a whole number from 0", where))
 
 
 def _number(table: Mapping[str, Any], key: str, where: str) -> float | None:

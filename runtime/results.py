@@ -23,9 +23,9 @@ class EditResult:
     image: RGB, R x R pixels. w: the photo's latents [1, L, W]. delta_s: the direction in style space, before alpha: [S]
     for one prompt, [P, S] for P of them. channels: indices of the style channels that move. timings: milliseconds by
     stage (the first run of a graph includes loading it). identity: cosine of the identity embeddings of photo and edit,
-    None unless asked for. notes: what the user should know. Of several prompts, prompt, alpha and beta are tuples.
-    frame: where in the photo the picture lies; None for latents. pasted: the whole photo with the edit in it, if asked
-    for.
+    None unless asked for. notes: what the user should know. Of several prompts or directions, prompt, alpha and beta
+    are tuples. frame: where in the photo the picture lies; None for latents. pasted: the whole photo with the edit in
+    it, if asked for.
     """
 
     image: Image.Image
@@ -41,8 +41,8 @@ class EditResult:
 
     @property
     def prompt(self) -> str | tuple[str, ...]:
-        """The target text."""
-        return _only(tuple(step.prompt.target for step in self.steps))
+        """The target text; of a named direction its name."""
+        return _only(tuple(step.prompt.label for step in self.steps))
 
     @property
     def alpha(self) -> float | tuple[float, ...]:
@@ -51,7 +51,7 @@ class EditResult:
 
     @property
     def beta(self) -> float | tuple[float | None, ...] | None:
-        """The threshold that was used ("auto" resolved); None for a mapper."""
+        """The threshold that was used ("auto" resolved); None for a mapper, and for a direction without one."""
         return _only(tuple(None if step.beta is None else float(step.beta) for step in self.steps))
 
 

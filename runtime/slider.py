@@ -17,7 +17,7 @@ from PIL import Image
 from ..engines.errors import BundleError, InputError
 from . import edits, images
 from .model import Model, StyleLayer
-from .prompts import mapper_graph
+from .moves import mapped, moves
 from .steps import Beta, Step, checked_alpha, plan
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class Slider:
 
     Attributes:
         w: latents of the face [1, L, W].
-        step: the prompt with its recommended alpha and the beta in use.
+        step: the prompt, or named direction, with its recommended alpha and the beta in use.
         delta_s: what alpha multiplies, [S]; under `negligible`, without the part that is not applied.
         channels: indices of the style channels that move.
         cut: where the pictures start from, None where every picture is a whole synthesis.
@@ -156,7 +156,7 @@ class Slider:
         size = preview_size(self.editor)
         if self._first_resolution() > size:
             raise InputError(
-                f"the edit {self.step.prompt.target!r} starts above {size} px, where previews end; use `at`"
+                f"the edit {self.step.prompt.label!r} starts above {size} px, where previews end; use `at`"
             )
         return images.image_from_u8(self.editor.preview(self._styles([alpha]))[0])
 
@@ -179,21 +179,24 @@ def make_slider(
     neutral: str | None = None,
     method: str = "global",
     negligible: float = 0.0,
+    direction: str | None = None,
 ) -> Slider:
     """A slider for latents w [1, L, W]; see `Editor.slider`. Raises InputError and BundleError as an edit does."""
     if not 0 <= negligible < 1:
         raise InputError(f"negligible is {negligible!r}; expected a share from 0 to under 1, usually 0 to 0.05")
-    step = plan(editor.model, prompt, None, beta, neutral, method)[0]
+    if prompt is not None and direction is not None:
+        raise InputError("a slider has one prompt or one named direction; `edit` takes both together")
+    steps = plan(editor.model, prompt, None, beta, neutral, method, direction)
     if method == "mapper":
         s = editor.styles(w)
-        delta = editor.map_latents(mapper_graph(editor.model, step.prompt), w, s)  # [1, L, W] or [1, S]
+        steps, (delta,) = mapped(editor, steps, w, s)  # [1, L, W] or [1, S]
         # The affine maps are linear: the style vector moves in proportion to the strength.
         delta_s = delta if delta.ndim == 2 else editor.styles(w + delta) - s
     else:
-        (step,), delta_s = editor.directions((step,), editor.text.delta_t(step.prompt)[None])
+        steps, delta_s = moves(editor, steps)
     if not np.isfinite(delta_s).all():
         raise BundleError("the bundle's direction is not finite; export the bundle again")
-    return Slider(editor, w, step, delta_s[0], negligible)
+    return Slider(editor, w, steps[0], delta_s[0], negligible)
 
 
 def preview_size(editor: Editor) -> int:

@@ -1,14 +1,18 @@
-"""What is to be done: prompts with their strengths and thresholds, broadcast, filled in and checked before any work."""
+"""What is to be done: prompts and named directions with their strengths and thresholds, checked before any work."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..engines.errors import InputError
-from .model import Model, Prompt
+from . import edits
+from .model import Direction, Model, Prompt
 from .prompts import resolve
 
 Beta: TypeAlias = "float | Literal['auto']"
@@ -20,9 +24,12 @@ MAX_ALPHA = 100.0
 
 @dataclass(frozen=True)
 class Step:
-    """One prompt of an edit. alpha: strength, any sign; beta: threshold in 0..1 or "auto" (None for a mapper)."""
+    """One part of an edit: a prompt, or a direction that the bundle serves by name.
 
-    prompt: Prompt
+    alpha: strength, any sign; beta: threshold in 0..1 or "auto"; None for a mapper, or a direction that takes none.
+    """
+
+    prompt: Prompt | Direction
     alpha: float
     beta: Beta | None
 
@@ -34,25 +41,42 @@ def plan(
     beta: Beta | Sequence[Beta | None] | None = None,
     neutral: str | Sequence[str | None] | None = None,
     method: str = "global",
+    direction: str | Sequence[str] | None = None,
 ) -> tuple[Step, ...]:
-    """One Step per prompt. A single alpha, beta or neutral serves every prompt; a sequence must have one for each.
+    """One Step per prompt, then one per named direction. A single alpha, beta or neutral serves all that can use it.
 
-    None takes the bundle's recommended value of the prompt, else alpha 3 and beta "auto" (strength 1 for a mapper).
-    Raises InputError for unknown methods, counts that differ, and values that are not finite or out of range.
+    A sequence of alpha or beta has one for each step, of neutral one for each prompt. None takes what the bundle
+    recommends, else alpha 3 and beta "auto" for a prompt (strength 1 for a mapper), alpha 1 for a direction. Without a
+    prompt and a direction it is the bundle's default prompt.
+    Raises InputError for unknown methods and names, counts that differ, a threshold that a direction cannot use, and
+    values that are not finite or out of range.
     """
     if method not in METHODS:
         raise InputError(f"unknown method {method!r}; expected one of {', '.join(METHODS)}")
-    texts = (prompt,) if prompt is None or isinstance(prompt, str) else tuple(prompt)
-    if not texts:
+    names = () if direction is None else _listed(direction)
+    texts: tuple[str | None, ...] = _listed(prompt) if prompt is not None else () if direction is not None else (None,)
+    if not texts and not names:
         raise InputError("no prompt was given; expected at least one")
-    count = len(texts)
-    columns = zip(
-        texts, _each(alpha, count, "alpha"), _each(beta, count, "beta"), _each(neutral, count, "neutral"), strict=True
-    )
-    return tuple(_step(resolve(model, text, words), a, b, method) for text, a, b, words in columns)
+    if neutral is not None and not texts:
+        raise InputError("neutral is the text that a prompt is compared with; a named direction has none")
+    neutrals = _each(neutral, len(texts), "neutral", "prompts")
+    subjects = [resolve(model, text, words) for text, words in zip(texts, neutrals, strict=True)]
+    parts: list[Prompt | Direction] = [*subjects, *(find(model, name) for name in names)]
+    columns = zip(parts, _each(alpha, len(parts), "alpha"), _betas(beta, parts), strict=True)
+    return tuple(_step(part, a, b, method) for part, a, b in columns)
 
 
-def _step(prompt: Prompt, alpha: float | None, beta: Beta | None, method: str) -> Step:
+def find(model: Model, name: str) -> Direction:
+    """The direction of that name; InputError lists the names that the bundle has."""
+    if isinstance(name, str) and name in model.directions:
+        return model.directions[name]
+    there = ", ".join(model.directions) or "none; `train neighbours` makes some, and `export` takes them along"
+    raise InputError(f"no direction {str(name)[:80]!r} in the bundle {model.name}; its directions: {there}")
+
+
+def _step(prompt: Prompt | Direction, alpha: float | None, beta: Beta | None, method: str) -> Step:
+    if isinstance(prompt, Direction):
+        return _named_step(prompt, alpha, beta)
     if method == "mapper":
         return Step(prompt, checked_alpha(prompt.strength if alpha is None else alpha), None)
     recommended_alpha = DEFAULT_ALPHA if prompt.alpha is None else prompt.alpha
@@ -61,6 +85,33 @@ def _step(prompt: Prompt, alpha: float | None, beta: Beta | None, method: str) -
         prompt,
         checked_alpha(recommended_alpha if alpha is None else alpha),
         checked_beta(recommended_beta if beta is None else beta),
+    )
+
+
+def _named_step(direction: Direction, alpha: float | None, beta: Beta | None) -> Step:
+    alpha = checked_alpha(direction.alpha if alpha is None else alpha)
+    if direction.relevance_row is None:
+        if beta is not None:
+            raise InputError(
+                f"the direction {direction.name!r} ({direction.method}) takes no beta: it moves all its channels, "
+                "and knows no relevance to compare a threshold with. Leave --beta out"
+            )
+        return Step(direction, alpha, None)
+    recommended: Beta = "auto" if direction.beta is None else direction.beta
+    return Step(direction, alpha, checked_beta(recommended if beta is None else beta))
+
+
+def settled(step: Step, relevance: NDArray[np.float32]) -> Step:
+    """The step with beta "auto" replaced by what suits these relevances [S]."""
+    return replace(step, beta=edits.suggested_beta(relevance)) if step.beta == "auto" else step
+
+
+def too_high(step: Step, relevance: NDArray[np.float32]) -> str:
+    """The message for a beta that leaves no channel, with one that works."""
+    largest = float(np.abs(relevance).max())
+    return (
+        f"beta {step.beta:g} leaves no channel for {step.prompt.label!r}: the largest relevance is {largest:.3g}. "
+        f"Use beta {edits.suggested_beta(relevance):g}, or auto"
     )
 
 
@@ -94,12 +145,23 @@ def _number(value: object, name: str) -> float:
     return number
 
 
-def _each(value: Any, count: int, name: str) -> Sequence[Any]:
-    """`value` once for every prompt."""
+def _listed(value: str | Sequence[str]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _betas(beta: Any, parts: Sequence[Prompt | Direction]) -> Sequence[Any]:
+    """A beta for each part; a single one passes by the directions that take none, if any other part takes it."""
+    betas = _each(beta, len(parts), "beta")
+    takes = [not isinstance(part, Direction) or part.relevance_row is not None for part in parts]
+    if (isinstance(beta, Sequence) and not isinstance(beta, str)) or not any(takes):
+        return betas
+    return [value if taken else None for value, taken in zip(betas, takes, strict=True)]
+
+
+def _each(value: Any, count: int, name: str, of: str = "prompts or directions") -> Sequence[Any]:
+    """`value` once for every part."""
     if value is None or isinstance(value, str) or not isinstance(value, Sequence):
         return [value] * count
     if len(value) != count:
-        raise InputError(
-            f"{len(value)} values of {name} for {count} prompts; give one for each, or a single one for all"
-        )
+        raise InputError(f"{len(value)} values of {name} for {count} {of}; give one for each, or a single one for all")
     return value

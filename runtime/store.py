@@ -95,6 +95,14 @@ def prompts_of(bundle: Path) -> dict[str, bool]:
     return {name: names[name] for name in sorted(names, key=lambda name: name != default)}
 
 
+def directions_of(bundle: Path) -> list[str]:
+    """Names of a bundle's directions; none if unreadable."""
+    try:
+        return [str(name) for name in json.loads((bundle / MANIFEST).read_text("utf-8")).get("directions") or ()]
+    except (OSError, ValueError, AttributeError, TypeError):
+        return []
+
+
 def sample_portrait() -> Path:
     """The portrait that ships as an example input."""
     return DATA / "portrait.png"

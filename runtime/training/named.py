@@ -54,7 +54,7 @@ def component(direction: NamedDirection, licence: str = "Apache-2.0", source: st
     tensors = {"delta_s": direction.delta_s.detach().float().cpu()}
     if direction.relevance is not None:
         tensors["relevance"] = direction.relevance.detach().float().cpu()
-    fault = fault_of(tensors, direction.delta_s.numel())
+    fault = fault_of(tensors, direction.delta_s.numel()) or config_fault(direction.config)
     if fault:
         raise InputError(f"direction {direction.name!r}: {fault}")
     if not tensors["delta_s"].any():
@@ -78,10 +78,11 @@ def read(pack: Pack, name: str) -> NamedDirection:
         raise InputError(f"no direction {name!r} in pack {pack.name!r}; its named directions: {there}")
     tensors = pack.tensors(PREFIX + name)
     sizes = [pack.layout.style_channels] if pack.has("generator") else [len(t) for t in tensors.values() if t.ndim]
-    fault = fault_of(tensors, next(iter(sizes), 0))
+    config = pack.config(PREFIX + name)
+    fault = fault_of(tensors, next(iter(sizes), 0)) or config_fault(config)
     if fault:
         raise PackError(f"{PREFIX}{name}: {fault}; it belongs to another generator or is damaged")
-    return NamedDirection(name, tensors["delta_s"], tensors.get("relevance"), pack.config(PREFIX + name))
+    return NamedDirection(name, tensors["delta_s"], tensors.get("relevance"), config)
 
 
 def fault_of(tensors: Mapping[str, Tensor], style_channels: int) -> str:
@@ -93,6 +94,21 @@ def fault_of(tensors: Mapping[str, Tensor], style_channels: int) -> str:
             return f"{name} has shape {list(tensor.shape)}; expected [{style_channels}]"
         if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
             return f"{name} holds values that are no finite numbers"
+    return ""
+
+
+def config_fault(config: Mapping[str, Any]) -> str:
+    """What is wrong with the settings of a direction; "" where nothing is."""
+    if not isinstance(config.get("method"), str) or not config["method"]:
+        return f"its config has method {config.get('method')!r}; expected a text that says how it was found"
+    for key, low, high in (("alpha", -100, 100), ("beta", 0, 1)):
+        value = config.get(key)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if value is not None and not (number and low <= value <= high):
+            return f"its config has {key} {value!r}; expected a number in {low}..{high}, or none"
+    for key in ("target", "neutral"):
+        if config.get(key) is not None and not (isinstance(config[key], str) and config[key]):
+            return f"its config has {key} {config[key]!r}; expected a text, or none"
     return ""
 
 

@@ -53,7 +53,14 @@ def test_json_is_all_that_stdout_holds(run, photo_file):
     assert out["out"] == "a.png"
     assert out["method"] == "global"
     assert out["prompts"] == [
-        {"name": "bob-cut", "target": "a face with a bob-cut", "neutral": "a face", "alpha": 3.0, "beta": 0.04}
+        {
+            "kind": "prompt",
+            "name": "bob-cut",
+            "target": "a face with a bob-cut",
+            "neutral": "a face",
+            "alpha": 3.0,
+            "beta": 0.04,
+        }
     ]
     assert out["channels"] > 0
     assert -1 <= out["identity"] <= 1
