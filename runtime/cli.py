@@ -14,6 +14,10 @@ COMMANDS = {
     "edit": ("styleclip_rt.runtime.cli_edit:edit", "Edit a photo towards a text."),
     "invert": ("styleclip_rt.runtime.cli_latents:invert", "Turn a photo into a latents file."),
     "generate": ("styleclip_rt.runtime.cli_latents:generate", "Draw random faces from seeds."),
+    "optimize": (
+        "styleclip_rt.runtime.training.cli_optimize:optimize",
+        "Edit faces towards a text by optimising their latents (needs torch).",
+    ),
     "info": ("styleclip_rt.runtime.cli_info:info", "What is installed, which engines run, which bundles are there."),
     "export": (
         "styleclip_rt.export.command:export_command",
@@ -22,6 +26,14 @@ COMMANDS = {
     "pack": (
         "styleclip_rt.runtime.training.checkpoints.command:pack",
         "Import public checkpoints into a model pack; look at one; verify it (needs torch).",
+    ),
+    "train": (
+        "styleclip_rt.runtime.training.command:train",
+        "Train mappers, directions and inverters on a pack (needs torch).",
+    ),
+    "evaluate": (
+        "styleclip_rt.benchmarks.evaluate_command:evaluate",
+        "Compare the methods on the same faces and prompts; recommend settings (needs torch).",
     ),
     "demo": ("styleclip_rt.runtime.training.demo.command:demo", "Train or evaluate the embedded pack (needs torch)."),
     "bench": (
