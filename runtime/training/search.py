@@ -52,9 +52,9 @@ def try_setting(subject: Subject, prompt: str, lacking: Faces, setting: Setting)
     return edited, int(np.count_nonzero(delta_s))
 
 
-def map_faces(subject: Subject, prompt: str, lacking: Faces, strength: float) -> Edited:
-    """The outcome of the prompt's mapper."""
-    return subject.compare(prompt, lacking, subject.map(lacking, prompt, strength))
+def map_faces(subject: Subject, prompt: str, lacking: Faces, strength: float, mapper: str | None = None) -> Edited:
+    """The outcome of the prompt's mapper; `mapper` where it has another name than the prompt."""
+    return subject.compare(prompt, lacking, subject.map(lacking, mapper or prompt, strength))
 
 
 def _thresholds(relevance: np.ndarray) -> list[float]:
@@ -105,8 +105,8 @@ def choose(
     return best[1]
 
 
-def choose_strength(subject: Subject, prompt: str, faces: Faces) -> float:
-    """The best strength of the prompt's mapper on the selection faces."""
+def choose_strength(subject: Subject, prompt: str, faces: Faces, mapper: str | None = None) -> float:
+    """The best strength of the prompt's mapper on the selection faces; `mapper` where it has another name."""
     lacking = subject.lacking(prompt, faces)
-    scores = {k: merit(map_faces(subject, prompt, lacking, k), k) for k in STRENGTHS}
+    scores = {k: merit(map_faces(subject, prompt, lacking, k, mapper), k) for k in STRENGTHS}
     return max(scores, key=lambda k: scores[k])

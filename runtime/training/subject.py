@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,6 +58,18 @@ class Edited:
 
     outcome: Outcome
     identity: float
+
+    def shares(self) -> dict[str, Any]:
+        """The columns of a table: faces, success and others_changed in 0..1, the worst of the others, identity."""
+        worst, share = self.outcome.worst
+        return {
+            "faces": self.outcome.faces,
+            "success": round(self.outcome.success, 4),
+            "others_changed": round(self.outcome.others_changed, 4),
+            "worst_other": worst,
+            "worst_share": round(share, 4),
+            "identity_cosine": None if np.isnan(self.identity) else round(self.identity, 4),
+        }
 
 
 class Subject:

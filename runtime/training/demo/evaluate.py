@@ -22,7 +22,7 @@ from ..chunks import in_chunks
 from ..loop import device
 from ..pack import Pack, PackWriter, load_pack
 from ..search import Setting, map_faces, try_setting
-from ..subject import Edited, Faces, Subject
+from ..subject import Faces, Subject
 from . import settings
 from .dataset import to_pm1
 from .factors import labels, sample_factors
@@ -45,18 +45,6 @@ class Effort:
     choice: float = 1.0
 
 
-def _shares(edited: Edited) -> Row:
-    found, (worst, share) = edited.outcome, edited.outcome.worst
-    return {
-        "faces": found.faces,
-        "success": round(found.success, 4),
-        "others_changed": round(found.others_changed, 4),
-        "worst_other": worst,
-        "worst_share": round(share, 4),
-        "identity_cosine": round(edited.identity, 4),
-    }
-
-
 def direction_rows(subject: Subject, faces: Faces, chosen: Mapping[str, Setting]) -> list[Row]:
     """Every prompt at its recommended setting, at alpha 3 beta 0.12, and over beta at the recommended alpha."""
     rows = []
@@ -66,7 +54,7 @@ def direction_rows(subject: Subject, faces: Faces, chosen: Mapping[str, Setting]
         tried += [("sweep", Setting(best.target, best.neutral, best.alpha, beta)) for beta in SWEEP_BETAS]
         for kind, setting in tried:
             edited, channels = try_setting(subject, prompt, lacking, setting)
-            rows.append({"prompt": prompt, "setting": kind, **asdict(setting), "channels": channels, **_shares(edited)})
+            rows.append({"prompt": prompt, "setting": kind, **asdict(setting), "channels": channels, **edited.shares()})
     return rows
 
 
@@ -75,7 +63,7 @@ def mapper_rows(subject: Subject, faces: Faces, strengths: Mapping[str, float]) 
     rows = []
     for prompt, strength in strengths.items():
         edited = map_faces(subject, prompt, subject.lacking(prompt, faces), strength)
-        rows.append({"prompt": prompt, "strength": strength, **_shares(edited)})
+        rows.append({"prompt": prompt, "strength": strength, **edited.shares()})
     return rows
 
 

@@ -1,0 +1,163 @@
+"""Every method on the same faces and prompts: what was reached, what else changed, how far the latents moved.
+
+Definitions (a row of the table is a mean over the faces that LACKED the target before):
+
+- success, others changed: shares by the scorer (`runtime/training/outcomes.py`): the judge of a demonstration pack,
+  else CLIP's own opinion.
+- CLIP gain: cosine of the picture with the target text, after - before. CLIP direction: cosine between the picture's
+  move in CLIP space and that of the texts (target - neutral).
+- identity: cosine of the identity embeddings before and after.
+- delta_w: length of the offset in w+, of methods that work there. delta_s: length of the offset in style space, each
+  channel in units of its standard deviation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from tqdm import tqdm
+
+from ..runtime import edits
+from ..runtime.model import Prompt
+from ..runtime.training.chunks import in_chunks
+from ..runtime.training.search import merit
+from ..runtime.training.subject import Faces, Moved, Subject
+from .evaluate_methods import Edit, edits_of, global_edit, opinion
+
+Row = dict[str, Any]
+SHEET_FACES = 8
+ALPHA_FACTORS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
+BETA_FACTORS = (0.5, 0.75, 1.0, 1.5, 2.0)
+
+
+@dataclass
+class Report:
+    """Everything of one evaluation. sheet: pictures [k,3,R,R] of the contact sheet, row by row."""
+
+    rows: list[Row] = field(default_factory=list)
+    curves: list[Row] = field(default_factory=list)
+    mappers: list[Row] = field(default_factory=list)
+    times: list[Row] = field(default_factory=list)
+    recommended: dict[str, Any] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    sheet: dict[str, Tensor] = field(default_factory=dict)
+
+
+def measure(subject: Subject, edit: Edit, faces: Faces) -> tuple[Row, Tensor]:
+    """One edit over faces that lack the target: its row, and the pictures [n,3,R,R]."""
+    moved = edit.move(faces, edit.alpha)
+    images = subject.render(moved.s)
+    row: Row = {
+        "prompt": edit.prompt.name,
+        "method": edit.method,
+        "scored_by": opinion(subject.scorer, edit.prompt.name),
+    }
+    row |= {"alpha": edit.alpha, "beta": None, "channels": None, "steps": None, **edit.settings}
+    row |= subject.compare(edit.prompt.name, faces, images).shares()
+    return row | clip_measures(subject, edit.prompt, faces.images, images) | distances(subject, faces, moved), images
+
+
+def clip_measures(subject: Subject, prompt: Prompt, before: Tensor, after: Tensor) -> Row:
+    """CLIP's gain and direction of pictures [n,3,R,R] before and after."""
+    first, last = (in_chunks(subject.clip.encode_image, images) for images in (before, after))
+    text = subject.pair(prompt.target, prompt.neutral)
+    gain = ((last - first) @ text.target).mean()
+    cosine = functional.cosine_similarity(last - first, text.delta_t[None], dim=1, eps=1e-6).mean()
+    return {"clip_gain": round(float(gain), 4), "clip_direction": round(float(cosine), 4)}
+
+
+def distances(subject: Subject, faces: Faces, moved: Moved) -> Row:
+    """Mean lengths of the offsets in w+ and, in standard deviations, in style space; None where there is none."""
+    delta_w = None if moved.w is None else (moved.w - faces.w).flatten(1).norm(dim=1).mean()
+    delta_s = None
+    if subject.pack.has("statistics"):
+        sigma = subject.pack.statistics.s_std
+        free = sigma > 1e-6 * sigma.max()  # constant channels have no standard deviation to be counted in
+        delta_s = ((moved.s - faces.s)[:, free] / sigma[free]).norm(dim=1).mean()
+    return {name: rounded(value, 3) for name, value in (("delta_w", delta_w), ("delta_s", delta_s))}
+
+
+def compare(subject: Subject, prompts: Sequence[Prompt], methods: Sequence[str], faces: Faces) -> Report:
+    """Rows and pictures of every method and prompt; why others are left out."""
+    report = Report()
+    for prompt in tqdm(prompts, "evaluate", unit="prompt", disable=None):
+        lacking = subject.lacking(prompt.name, faces)
+        if not len(lacking):
+            report.left_out[prompt.name] = f"all {len(faces)} faces show the target already"
+            continue
+        found, reasons = edits_of(subject, prompt, methods)
+        report.left_out |= reasons
+        report.sheet[f"{prompt.name}: before"] = lacking.images[:SHEET_FACES]
+        for edit in found:
+            row, images = measure(subject, edit, lacking)
+            report.rows.append(row)
+            report.sheet[f"{prompt.name}: {edit.method}"] = images[:SHEET_FACES]
+    return report
+
+
+# Trade-off --------------------------------------------------------------------------------------------------------
+
+
+def curves(subject: Subject, prompts: Sequence[Prompt], methods: Sequence[str], faces: Faces) -> list[Row]:
+    """Success against collateral change: global directions over alpha and beta, mappers over their strength.
+
+    alpha and beta run over multiples of the prompt's own; of thresholds that keep the same channels one is tried.
+    """
+    rows = []
+    wanted = [method for method in methods if method in ("global", "mapper")]
+    for prompt in tqdm(prompts, "trade-off", unit="prompt", disable=None):
+        lacking = subject.lacking(prompt.name, faces)
+        if len(lacking):
+            for edit in _families(subject, prompt, wanted):
+                rows += [_point(subject, edit, lacking, edit.alpha * factor) for factor in ALPHA_FACTORS]
+    return rows
+
+
+def _families(subject: Subject, prompt: Prompt, methods: Sequence[str]) -> list[Edit]:
+    """The edits whose strength is varied: the mapper, and the direction at each threshold."""
+    found = []
+    for edit in edits_of(subject, prompt, methods)[0]:
+        if edit.method != "global":
+            found.append(edit)
+            continue
+        betas = [min(1.0, round(edit.settings["beta"] * factor, 4)) for factor in BETA_FACTORS]
+        others = [global_edit(subject, prompt, beta=beta) for beta in betas]
+        found += {other.settings["channels"]: other for other in others if other.settings["channels"]}.values()
+    return found
+
+
+def _point(subject: Subject, edit: Edit, lacking: Faces, alpha: float) -> Row:
+    edited = subject.compare(edit.prompt.name, lacking, subject.render(edit.move(lacking, alpha).s))
+    place = {"prompt": edit.prompt.name, "method": edit.method, "alpha": round(alpha, 4)}
+    seen = edited.shares()
+    measured = {name: seen[name] for name in ("faces", "success", "others_changed", "identity_cosine")}
+    return {**place, "beta": edit.settings.get("beta"), "channels": edit.settings.get("channels"), **measured,
+            "merit": round(merit(edited, alpha), 4)}  # fmt: skip
+
+
+# Table 2 of the paper ---------------------------------------------------------------------------------------------
+
+
+def mapper_agreement(subject: Subject, names: Sequence[str], faces: Faces) -> list[Row]:
+    """Mean cosine between a mapper's offsets for different images (Table 2 of the paper), per mapper."""
+    rows = []
+    for name in names:
+        moved = subject.mapped(faces, name, 1.0)
+        delta = (moved.s - faces.s if moved.w is None else moved.w - faces.w).flatten(1)
+        unit = torch.from_numpy(edits.normalise(delta.numpy()))
+        cosines = (unit @ unit.T)[tuple(np.triu_indices(len(unit), 1))]
+        space = "s" if moved.w is None else "w+"
+        row = {"prompt": name, "space": space, "faces": len(unit), "mean_cosine": round(float(cosines.mean()), 4)}
+        rows.append({**row, "p10_cosine": round(float(np.percentile(cosines.numpy(), 10)), 4)})
+    return rows
+
+
+def rounded(value: Tensor | float | None, places: int = 4) -> float | None:
+    """A figure for a table; None where there is none or it is NaN."""
+    return None if value is None or np.isnan(float(value)) else round(float(value), places)

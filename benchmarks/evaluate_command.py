@@ -1,0 +1,206 @@
+"""`styleclip-rt evaluate`: the methods side by side, and the settings that a pack should recommend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..engines.errors import InputError
+from ..runtime.cli_common import json_option, print_json
+from .command import Words
+
+if TYPE_CHECKING:
+    from ..runtime.model import Prompt
+    from ..runtime.training.pack import Pack
+    from ..runtime.training.subject import Faces, Subject
+    from .evaluate import Report
+
+PHOTOS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+METHODS = ("global", "mapper", "optimize")
+SELECTION_SEED = 1_000_000  # the faces that settings are chosen on; reports count from --seed
+EPILOG = """\b
+Examples:
+  styleclip-rt evaluate --prompt glasses --faces 8 --methods global,mapper --out report
+  styleclip-rt evaluate --pack my-pack --recommend --neutral "a person" --out report --out-pack my-pack-2
+"""
+
+
+@click.command("evaluate", epilog=EPILOG)
+@click.option("--pack", "pack_name", default="toyfaces", show_default=True, metavar="NAME|DIR", help="The model pack.")
+@click.option("--prompt", "asked", multiple=True, metavar="NAME|TEXT", help="Repeat for several. Default: all named.")
+@click.option("--methods", type=Words(METHODS), default=",".join(METHODS), show_default=True)
+@click.option("--faces", type=click.IntRange(1, 10_000), default=32, show_default=True, metavar="COUNT",
+              help="Random faces; those that lack a prompt's target are edited.")  # fmt: skip
+@click.option("--seed", type=click.IntRange(0, 900_000), default=0, show_default=True, metavar="N",
+              help="First seed of the random faces, as for `generate`.")  # fmt: skip
+@click.option("--photos", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="DIR",
+              help="Take the photos of this folder, inverted by the pack, in place of random faces.")  # fmt: skip
+@click.option("--latents", multiple=True, type=click.Path(), metavar="FILE", help="Take the faces of latents files.")
+@click.option("--curves/--no-curves", default=True, help="With the trade-off over alpha and beta, or without.")
+@click.option("--times", type=click.Choice(["none", "pictures", "all"]), default="pictures", show_default=True,
+              help="Time each method in turns; all: a mapper's training and the table as well.")  # fmt: skip
+@click.option("--recommend", is_flag=True, help="Choose each prompt's settings on other random faces first.")
+@click.option("--neutral", "neutrals", multiple=True, metavar="TEXT", help="A neutral text to try (--recommend).")
+@click.option("--selection-faces", type=click.IntRange(8, 10_000), default=128, show_default=True, metavar="COUNT",
+              help="Random faces that --recommend chooses on.")  # fmt: skip
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, metavar="DIR",
+              help="Folder of the tables.")  # fmt: skip
+@click.option("--figures", type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
+              help="Folder of the sheet and the plot. Default: that of the tables.")  # fmt: skip
+@click.option("--out-pack", type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
+              help="With --recommend: the pack that gets the settings. Default: --pack itself.")  # fmt: skip
+@click.option("--threads", type=click.IntRange(1, 1024), metavar="COUNT", help="Threads for PyTorch.")
+@click.option("--dry-run", is_flag=True, help="Say what would be compared; compare nothing.")
+@json_option
+def evaluate(**given: Any) -> None:
+    """Compare the editing methods of a pack on the same faces and prompts.
+
+    Writes tables (CSV, JSON), a contact sheet, and a plot of success against what else changed over alpha and beta.
+    Success is scored by the pack's judge where it has one, else by its own CLIP. With --recommend, the settings that do
+    best on other faces are written into the pack, where `export` and `edit` find them.
+    """
+    from ..runtime.training.pack import load_pack
+    from ..runtime.training.publish import destination
+    from .evaluate_methods import prompts_of
+
+    pack = load_pack(given["pack_name"])
+    if given["neutrals"] and not given["recommend"]:
+        raise click.UsageError("--neutral gives candidates to --recommend, which is not there")
+    target = destination(pack, given["out_pack"]) if given["recommend"] else None
+    prompts = prompts_of(pack, given["asked"])
+    if given["dry_run"]:
+        click.echo(_plan(pack, prompts, given, target))
+        return
+    _run(pack, prompts, given)
+
+
+def _plan(pack: Pack, prompts: list[Prompt], given: dict[str, Any], target: Path | None) -> str:
+    """What a run would do, in words."""
+    lines = [f"pack: {pack.name}", f"methods: {', '.join(given['methods'])}"]
+    lines += [f"prompts: {', '.join(prompt.name for prompt in prompts)}", f"faces: {_face_words(given)}"]
+    lines += [f"settings go into: {target}"] if target else []
+    return "\n".join([*lines, f"tables: {given['out']}"])
+
+
+def _face_words(given: dict[str, Any]) -> str:
+    if sources := _sources(given):
+        return f"{len(sources)} files"
+    return f"{given['faces']} random ones from seed {given['seed']}"
+
+
+def _sources(given: dict[str, Any]) -> list[str]:
+    """Photos and latents files; InputError for a folder without photos."""
+    photos = sorted(p for p in given["photos"].iterdir() if p.suffix.lower() in PHOTOS) if given["photos"] else []
+    if given["photos"] and not photos:
+        raise InputError(f"{given['photos']} holds no photo; expected files such as {', '.join(sorted(PHOTOS)[:3])}")
+    return [*map(str, photos), *given["latents"]]
+
+
+def _run(pack: Pack, prompts: list[Prompt], given: dict[str, Any]) -> None:
+    """Everything: faces, recommendation, comparison, files, and a summary."""
+    import torch
+
+    from ..runtime.training.inputs import read_inputs
+    from ..runtime.training.subject import Subject
+    from .evaluate_figures import record, write_report
+    from .evaluate_methods import scorer_of
+
+    if given["threads"]:
+        torch.set_num_threads(given["threads"])
+    sources = _sources(given)
+    seeds = () if sources else range(given["seed"], given["seed"] + given["faces"])
+    inputs = read_inputs(pack, sources, seeds)
+    subject = Subject(pack, scorer_of(pack, prompts))
+    faces = subject.faces_of(inputs.w)
+    report = _report(subject, prompts, faces, given)
+    about = {
+        "pack": {"name": pack.name, "sha256": pack.sha256},
+        "faces": {"count": len(faces), "files": sources, "seeds": [min(seeds), max(seeds)] if seeds else None},
+        "scorer": subject.scorer.opinion,
+    }
+    written = write_report(report, about, pack.name, given["out"], given["figures"] or given["out"])
+    files = {kind: str(path) for kind, path in written.items()}
+    if given["as_json"]:
+        print_json({**record(report, about), "files": files})
+        return
+    click.echo(summary(report))
+    click.echo("\n".join(f"{kind}: {file}" for kind, file in files.items()))
+
+
+def _report(subject: Subject, prompts: list[Prompt], faces: Faces, given: dict[str, Any]) -> Report:
+    """Everything that is measured; with --recommend at the settings that were just chosen."""
+    from . import evaluate as measures
+    from . import evaluate_times as times
+
+    methods, chosen = given["methods"], Chosen(prompts)
+    if given["recommend"]:
+        chosen = _recommend(subject, prompts, given)
+    report = measures.compare(subject, chosen.prompts, methods, faces)
+    report.recommended = chosen.record
+    report.left_out |= chosen.left_out
+    if "mapper" in methods:
+        report.mappers = measures.mapper_agreement(subject, subject.pack.mappers, faces)
+    if given["curves"]:
+        report.curves = measures.curves(subject, chosen.prompts, methods, faces)
+    if given["times"] != "none":
+        report.times = times.measure(subject, chosen.prompts, methods, faces, preparations=given["times"] == "all")
+    return report
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What --recommend found: the prompts with it, its record for the JSON, and what it left out."""
+
+    prompts: list[Prompt]
+    record: dict[str, Any] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+def _recommend(subject: Subject, prompts: list[Prompt], given: dict[str, Any]) -> Chosen:
+    """Chooses the settings and writes them into the pack; they are then what is reported, on other faces."""
+    from ..runtime.training.inputs import sample
+    from . import evaluate_recommend as recommending
+
+    seeds = range(SELECTION_SEED, SELECTION_SEED + given["selection_faces"])
+    selection = subject.faces_of(sample(subject.pack, seeds))
+    mappers = "mapper" in given["methods"]
+    entries, reasons = recommending.recommend(subject, prompts, selection, given["neutrals"], mappers=mappers)
+    written = recommending.write(subject.pack, given["out_pack"], entries) if entries else None
+    record = {
+        "settings": entries,
+        "pack": str(written) if written else None,
+        "better_table": recommending.better_table(entries),
+        "selection_faces": given["selection_faces"],
+    }
+    left_out = {f"{name}, recommend": reason for name, reason in reasons.items()}
+    return Chosen(recommending.with_settings(prompts, entries), record, left_out)
+
+
+def summary(report: Report) -> str:
+    """The table for the terminal."""
+    header = (
+        f"{'prompt':16} {'method':14} {'alpha':>6} {'beta':>6} {'faces':>5} {'target':>7} {'others':>7} {'identity':>8}"
+    )
+    lines = [f"{header} {'CLIP gain':>9}  scored by"]
+    for row in report.rows:
+        numbers = [_cell(row["alpha"], "6.2f"), _cell(row["beta"], "6.2f"), f"{row['faces']:5d}"]
+        numbers += [f"{row['success']:7.0%}", f"{row['others_changed']:7.1%}", _cell(row["identity_cosine"], "8.2f")]
+        numbers += [_cell(row["clip_gain"], "9.3f")]
+        lines.append(f"{row['prompt'][:16]:16} {row['method']:14} {' '.join(numbers)}  {row['scored_by']}")
+    lines += [
+        f"{row['what']}, {row['method']}: {row['ratio']:g} times a global edit ({row['median_ms']:g} ms here)"
+        for row in report.times
+    ]
+    lines += [f"left out: {what}: {why}" for what, why in report.left_out.items()]
+    if report.recommended.get("pack"):
+        lines.append(f"settings of {len(report.recommended['settings'])} prompts are in {report.recommended['pack']}")
+    if report.recommended.get("better_table"):
+        lines.append(f"better table of directions: {report.recommended['better_table']}")
+    return "\n".join(lines)
+
+
+def _cell(value: float | None, form: str) -> str:
+    return " " * int(form.partition(".")[0]) if value is None else format(value, form)

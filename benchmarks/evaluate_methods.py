@@ -1,0 +1,150 @@
+"""The methods under comparison: each takes faces and gives back where in latent space they are afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..engines.errors import InputError, StyleclipError
+from ..runtime import edits
+from ..runtime.model import Prompt
+from ..runtime.prompts import resolve
+from ..runtime.steps import DEFAULT_ALPHA
+from ..runtime.training.demo.scores import JudgeScorer
+from ..runtime.training.inputs import pack_model
+from ..runtime.training.optimize import optimize
+from ..runtime.training.optimize_settings import settings_for
+from ..runtime.training.outcomes import ATTRIBUTES, ClipScorer, Panel, Scorer
+from ..runtime.training.pack import Pack
+from ..runtime.training.subject import Faces, Moved, Subject
+from ..runtime.training.texts import PackTexts
+
+CONV = "global (conv)"
+"""The same table with the rows of toRGB channels left out, where it has any: the published form of the method."""
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One way to follow a prompt. alpha: strength; `faces -> Moved` at any strength; `settings` for the table."""
+
+    prompt: Prompt
+    method: str
+    alpha: float
+    move: Callable[[Faces, float], Moved]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def prompts_of(pack: Pack, asked: Sequence[str]) -> list[Prompt]:
+    """The prompts that were asked for, by name or as free text; all named ones without any.
+
+    Raises InputError for a pack without prompts where none was asked for.
+    """
+    if not asked and not pack.prompts:
+        raise InputError(f"the pack {pack.name!r} names no prompts; give some with --prompt TEXT")
+    model = pack_model(pack)
+    found = [resolve(model, text) for text in asked or list(pack.prompts)]
+    return list({prompt.name: _with_mapper(pack, prompt) for prompt in found}.values())
+
+
+def _with_mapper(pack: Pack, prompt: Prompt) -> Prompt:
+    """The prompt with the name of its mapper in the pack, and the mapper's strength."""
+    entry = pack.prompts.get(prompt.name, {})
+    name = str(entry.get("mapper") or prompt.name).rpartition("/")[2]
+    return replace(prompt, mapper=name if name in pack.mappers else None, strength=float(entry.get("strength") or 1.0))
+
+
+def scorer_of(pack: Pack, prompts: Sequence[Prompt], attributes: Mapping[str, tuple[str, str]] | None = None) -> Scorer:
+    """The judge for the prompts that it knows, where the pack has one; CLIP's own opinion for the others."""
+    members: list[Scorer] = [JudgeScorer.of(pack)] if pack.has("judge") else []
+    others = [prompt for prompt in prompts if not any(member.knows(prompt.name) for member in members)]
+    if others:
+        texts = PackTexts(pack)
+        asked = {prompt.name: texts.pair(prompt.target, prompt.neutral) for prompt in others}
+        pairs = {name: texts.pair(*pair) for name, pair in (attributes or ATTRIBUTES).items()}
+        members.append(ClipScorer(pack.clip.encode_image, asked, pairs))
+    return members[0] if len(members) == 1 else Panel(members)
+
+
+def opinion(scorer: Scorer, prompt: str) -> str:
+    """Who scored a prompt: "judge" or "CLIP"."""
+    return (scorer.member(prompt) if isinstance(scorer, Panel) else scorer).opinion
+
+
+def edits_of(subject: Subject, prompt: Prompt, methods: Sequence[str]) -> tuple[list[Edit], dict[str, str]]:
+    """The edits of one prompt by `methods`, and why others are left out: {"prompt, method": reason}."""
+    found: list[Edit] = []
+    left_out: dict[str, str] = {}
+    for method in methods:
+        try:
+            found += _MAKERS[method](subject, prompt)
+        except StyleclipError as error:
+            left_out[f"{prompt.name}, {method}"] = str(error)
+    return found, left_out
+
+
+def tables_of(subject: Subject) -> dict[str, Subject]:
+    """The subject by name of its table of directions: "global", and `CONV` where toRGB channels have rows as well."""
+    table = subject.directions
+    conv = conv_rows(subject, table)
+    return {"global": subject} | ({} if np.array_equal(conv, table) else {CONV: subject.with_directions(conv)})
+
+
+def conv_rows(subject: Subject, table: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The table [S,E] with the rows of toRGB channels at zero."""
+    rows = table.copy()
+    for layer in subject.generator.style_layers:
+        if layer.kind != "conv":
+            rows[layer.offset : layer.offset + layer.channels] = 0
+    return rows
+
+
+def settled_beta(subject: Subject, prompt: Prompt) -> float:
+    """The prompt's own beta, else StyleCLIP's automatic rule."""
+    if prompt.beta is not None:
+        return float(prompt.beta)
+    return edits.suggested_beta(subject.relevance(prompt.target, prompt.neutral))
+
+
+def global_edit(subject: Subject, prompt: Prompt, name: str = "global", beta: float | None = None) -> Edit:
+    """A global direction at the prompt's settings, or at another threshold."""
+    beta = settled_beta(subject, prompt) if beta is None else beta
+    delta_s = subject.direction(prompt.target, prompt.neutral, beta)
+    alpha = DEFAULT_ALPHA if prompt.alpha is None else float(prompt.alpha)
+    settings = {"beta": round(beta, 4), "channels": int(np.count_nonzero(delta_s))}
+    return Edit(prompt, name, alpha, lambda faces, alpha: subject.shifted(faces, delta_s, alpha), settings)
+
+
+def _global(subject: Subject, prompt: Prompt) -> list[Edit]:
+    return [global_edit(table, prompt, name) for name, table in tables_of(subject).items()]
+
+
+def mapper_edit(subject: Subject, prompt: Prompt) -> Edit:
+    """The prompt's trained mapper; InputError for a prompt without one."""
+    name = prompt.mapper or prompt.name
+    subject.mapper(name)
+    return Edit(prompt, "mapper", prompt.strength, lambda faces, alpha: subject.mapped(faces, name, alpha))
+
+
+def optimize_edit(subject: Subject, prompt: Prompt, steps: int | None = None) -> Edit:
+    """Latent optimisation of each face by the pack's default preset; it has no strength."""
+    settings = settings_for(subject.pack, steps=steps)
+    asked = prompt.name if prompt.name in subject.pack.prompts else prompt.target
+
+    def move(faces: Faces, alpha: float) -> Moved:
+        done = optimize(subject.pack, faces.w, asked, settings, neutral=prompt.neutral)
+        s = torch.cat([face.s for face in done])
+        return Moved(s, None if done[0].w is None else torch.cat([face.w for face in done if face.w is not None]))
+
+    return Edit(prompt, "optimize", 1.0, move, {"alpha": None, "steps": settings.steps})
+
+
+_MAKERS: dict[str, Callable[[Subject, Prompt], list[Edit]]] = {
+    "global": _global,
+    "mapper": lambda subject, prompt: [mapper_edit(subject, prompt)],
+    "optimize": lambda subject, prompt: [optimize_edit(subject, prompt)],
+}

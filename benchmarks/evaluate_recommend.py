@@ -1,0 +1,88 @@
+"""Settings for a pack: texts, alpha, beta and strength of each prompt, chosen on faces that no report uses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ..engines.errors import StyleclipError
+from ..runtime.model import Prompt
+from ..runtime.training import publish, search
+from ..runtime.training.pack import Pack
+from ..runtime.training.subject import Faces, Subject
+from .evaluate_methods import tables_of
+
+Row = dict[str, Any]
+COARSE_FACES = 40
+
+
+def recommend(
+    subject: Subject, prompts: Sequence[Prompt], faces: Faces, neutrals: Sequence[str] = (), mappers: bool = True
+) -> tuple[dict[str, Row], dict[str, str]]:
+    """The entry of pack.json that each prompt should have, and why others have none.
+
+    Args:
+        faces: the selection faces; those that lack a prompt's target are edited.
+        neutrals: candidates for the neutral text, besides each prompt's own.
+        mappers: choose the strength of the prompts' mappers as well.
+    Returns:
+        ({prompt: {target, neutral, alpha, beta, strength?, merit}}, {prompt: reason}).
+    """
+    found: dict[str, Row] = {}
+    reasons: dict[str, str] = {}
+    for prompt in tqdm(prompts, "recommend", unit="prompt", disable=None):
+        try:
+            found[prompt.name] = _entry(subject, prompt, faces, neutrals, mappers)
+        except StyleclipError as error:
+            reasons[prompt.name] = str(error)
+    return found, reasons
+
+
+def _entry(subject: Subject, prompt: Prompt, faces: Faces, neutrals: Sequence[str], mappers: bool) -> Row:
+    """The settings of one prompt over the whole table; by table, how good the best ones are."""
+    texts = ([prompt.target], list(dict.fromkeys([prompt.neutral, *neutrals])))
+    chosen = {
+        name: search.choose(table, prompt.name, faces, texts, coarse_faces=COARSE_FACES)
+        for name, table in tables_of(subject).items()
+    }
+    merits = {name: _merit(subject, name, prompt, faces, setting) for name, setting in chosen.items()}
+    entry: Row = asdict(chosen["global"])
+    if mappers and prompt.mapper:
+        entry["strength"] = search.choose_strength(subject, prompt.name, faces, prompt.mapper)
+    return {**entry, "merit": merits}
+
+
+def _merit(subject: Subject, table: str, prompt: Prompt, faces: Faces, setting: search.Setting) -> float:
+    lacking = subject.lacking(prompt.name, faces)
+    edited, _ = search.try_setting(tables_of(subject)[table], prompt.name, lacking, setting)
+    return round(search.merit(edited, setting.alpha), 4)
+
+
+def better_table(entries: Mapping[str, Row]) -> str | None:
+    """Which table of directions is the better one over the prompts; None where the pack has only one."""
+    merits = [entry["merit"] for entry in entries.values() if len(entry["merit"]) > 1]
+    if not merits:
+        return None
+    means = {name: float(np.mean([merit[name] for merit in merits])) for name in merits[0]}
+    return max(means, key=lambda name: means[name])
+
+
+def with_settings(prompts: Sequence[Prompt], entries: Mapping[str, Row]) -> list[Prompt]:
+    """The prompts with what was chosen for them."""
+    out = []
+    for prompt in prompts:
+        entry = entries.get(prompt.name, {})
+        known = {key: value for key, value in entry.items() if key != "merit"}
+        out.append(replace(prompt, **known))
+    return out
+
+
+def write(pack: Pack, out: Path | None, entries: Mapping[str, Row]) -> Path:
+    """Merges the entries into the pack's prompts, in `publish.destination(pack, out)`; returns the pack's folder."""
+    prompts = {name: {key: value for key, value in entry.items() if key != "merit"} for name, entry in entries.items()}
+    return publish.publish(pack, out, {}, prompts)
