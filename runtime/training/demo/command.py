@@ -25,20 +25,31 @@ def demo() -> None:
 @click.option("--work", type=click.Path(path_type=Path), default=DEFAULT_WORK, show_default=True, metavar="DIR",
               help="Checkpoints of every stage; a killed run continues from them.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Copy the finished pack here.")
+@click.option("--from", "start", metavar="NAME|DIR",
+              help="Fill a new work folder with this pack as finished checkpoints. Alone, trains nothing.")  # fmt: skip
+@click.option("--redo", multiple=True, metavar="NAME",
+              help="Forget this checkpoint and all that was made from it, then train; may be repeated.")  # fmt: skip
 @click.option("--stage", "stages", multiple=True, metavar="NAME", help="Run this stage alone; may be repeated.")
 @click.option("--scale", type=click.FloatRange(0, 10, min_open=True), default=1.0, show_default=True, metavar="FACTOR",
               help="Factor on the steps of every stage; below 1 for a smoke run.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(1), default=None, metavar="COUNT", help="Threads for PyTorch.")
 @click.option("--dry-run", is_flag=True, help="List the stages and stop.")
 def train(
-    work: Path, out: Path | None, stages: tuple[str, ...], scale: float, threads: int | None, dry_run: bool
+    work: Path,
+    out: Path | None,
+    start: str | None,
+    redo: tuple[str, ...],
+    stages: tuple[str, ...],
+    scale: float,
+    threads: int | None,
+    dry_run: bool,
 ) -> None:
-    """Train the pack toyfaces from nothing: about two hours on two CPU cores.
+    """Train the pack toyfaces from nothing: some hours on two CPU cores. Or a part of it anew, from a finished pack.
 
     \b
     Examples:
       styleclip-rt demo train --work demo-work --out my-pack
-      styleclip-rt demo train --work demo-work --stage mappers --stage pack
+      styleclip-rt demo train --from toyfaces --work demo-work --redo mappers --out my-pack
     """
     import torch
 
@@ -47,6 +58,8 @@ def train(
     if dry_run:
         click.echo("\n".join(recipe.STAGES))
         return
+    if not _prepare(work, start, redo) and not stages:
+        return
     if threads:
         torch.set_num_threads(threads)
     pack = recipe.run(work, stages, scale)
@@ -54,6 +67,22 @@ def train(
         recipe.copy_pack(pack, out)
         pack = out
     click.echo(f"pack: {pack}" if (pack / "pack.json").exists() else f"checkpoints: {work}")
+
+
+def _prepare(work: Path, start: str | None, redo: tuple[str, ...]) -> bool:
+    """Fills the work folder and forgets what is to be done again, saying so; whether there is anything to train."""
+    from ..pack import load_pack
+    from . import restart
+
+    restart.check_names(redo)
+    if start is not None:
+        taken, left = restart.checkpoints_from(load_pack(start), work)
+        click.echo(f"checkpoints in {work}: {', '.join(taken)}", err=True)
+        for name, why in left.items():
+            click.echo(f"not taken: {name} ({why})", err=True)
+    for name in redo:
+        click.echo(f"to be made: {', '.join(restart.forget(work, name))}", err=True)
+    return start is None or bool(redo)
 
 
 @demo.command()

@@ -36,6 +36,7 @@ from .vocabulary import token_config
 MAPPERS = ("bob-cut", "purple-hair", "glasses", "surprised")
 PSI = 1.0  # the faces are drawn from a product of classes: their mean is no face, so nothing is truncated towards it
 DIRECTION_IMAGES, DIRECTION_SIGMAS = 32, 3.0
+DIRECTIONS = {"images": DIRECTION_IMAGES, "sigmas": DIRECTION_SIGMAS, "channels": "conv"}
 LICENCE, SOURCE = "Apache-2.0", "styleclip-rt demo train"
 
 
@@ -118,7 +119,7 @@ def assemble(work: Path, out: Path, prompts: dict[str, dict[str, object]], mappe
         moments = {"w_mean": statistics.w_mean, "s_mean": statistics.s_mean, "s_std": statistics.s_std}
         writer.add("statistics", moments, statistics.config())
         table = torch.load(work / "directions.done.pt", weights_only=True)
-        writer.add("directions", table, {"images": DIRECTION_IMAGES, "sigmas": DIRECTION_SIGMAS, "channels": "conv"})
+        writer.add("directions", table, DIRECTIONS)
         writer.add("judge", load_stage(work, "judge", JudgeNet()).state_dict())
         for name in mappers:
             writer.add(f"mapper/{name}", *_load_mapper(work, name))
