@@ -33,6 +33,7 @@ from .clip_architectures import (
 )
 from .clip_files import OPENAI_MARKS, ClipFile, read_clip, recognises
 from .clip_tokenizer import clip_tokenizer, taken_over
+from .clip_transformers import described
 from .rows import Imported, Row, convert
 
 __all__ = ["import_clip", "import_clip_by_name", "recognises"]
@@ -129,6 +130,8 @@ def choose(file: ClipFile, architecture: str | None) -> Architecture:
         found = _by_content(file, from_json(sidecar))
         if fits(found.config, _in_layout(file, found)):
             return found
+    if file.transformers and (beside := described(file.source.path.parent)) is not None:
+        return _by_content(file, beside)
     if file.openai:
         return _openai(file, shapes)
     return _by_content(file, _only_match(file, shapes))

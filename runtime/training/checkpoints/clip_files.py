@@ -12,6 +12,8 @@ from typing import Any
 
 from ....engines.errors import PackError
 from ...archives import Source, flat_arrays, members
+from .clip_transformers import FORMAT as TRANSFORMERS
+from .clip_transformers import as_open_clip, is_transformers
 from .rows import Array
 
 OPENAI, OPEN_CLIP = "OpenAI CLIP", "open_clip"
@@ -21,7 +23,7 @@ WRAPPERS = re.compile(r"(?:module|_orig_mod|model|clip|clip_model)\.")
 MAX_PROGRAM_BYTES = 64 << 20
 
 FOREIGN = (
-    (r"text_model\.|vision_model\.", "the library transformers (Hugging Face); fetch the weights that open_clip reads"),
+    (r"text_model\.|vision_model\.", "the library transformers, without one of its towers; both are needed"),
     (r"(?:params/)?(?:img|txt)/", "big_vision (JAX); fetch the conversion for open_clip, such as timm/ViT-B-16-SigLIP"),
     (
         r"image_encoder\.model\.",
@@ -34,10 +36,11 @@ FOREIGN = (
 
 @dataclass(frozen=True)
 class ClipFile:
-    """Weights of CLIP. arrays: by open_clip's names."""
+    """Weights of CLIP. arrays: by open_clip's names. transformers: the file has those of the library transformers."""
 
     source: Source
     arrays: Mapping[str, Array]
+    transformers: bool = False
 
     @property
     def openai(self) -> bool:
@@ -47,7 +50,7 @@ class ClipFile:
     @property
     def format(self) -> str:
         """What the file was recognised as."""
-        return OPENAI if self.openai else OPEN_CLIP
+        return TRANSFORMERS if self.transformers else OPENAI if self.openai else OPEN_CLIP
 
     @property
     def quick_gelu(self) -> bool | None:
@@ -66,14 +69,18 @@ class ClipFile:
 
 
 def recognises(source: Source) -> str | None:
-    """ "OpenAI CLIP" or "open_clip" for weights of a whole CLIP, else None."""
+    """ "OpenAI CLIP", "open_clip" or "transformers CLIP" for weights of a whole CLIP, else None."""
     arrays = _state(source)
+    if is_transformers(arrays):
+        return TRANSFORMERS
     return ClipFile(source, arrays).format if _is_clip(arrays) else None
 
 
 def read_clip(source: Source) -> ClipFile:
     """The weights in a file; PackError that says what the file holds where that is no CLIP in open_clip's layout."""
     arrays = _state(source)
+    if is_transformers(arrays):
+        return ClipFile(source, as_open_clip(arrays, source.path.name), transformers=True)
     if _is_clip(arrays):
         return ClipFile(source, arrays)
     for start, layout in FOREIGN:
