@@ -148,7 +148,11 @@ def finite(text: str) -> float:
 def bundle_options(command: F) -> F:
     """--bundle, --device and --engine."""
     for option in (
-        click.option("--engine", metavar="NAME", help="onnxruntime, openvino, tensorrt ... (`info` lists them). Default: the best."),
+        click.option(
+            "--engine",
+            metavar="NAME",
+            help="onnxruntime, openvino, tensorrt ... (`info` lists them). Default: the best.",
+        ),
         click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
         click.option("--bundle", metavar="DIR|NAME", help="Bundle. Default: the newest export, else the shipped one."),
     ):
