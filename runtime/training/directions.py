@@ -1,35 +1,35 @@
 """The table of channel directions delta_i_c, by StyleCLIP's own procedure (Patashnik et al. 2021, section 6).
 
-For every convolution channel c of style space and n base images: set the channel to mean - k sigma and to
-mean + k sigma, render both, embed both with CLIP, and let `runtime.edits.channel_directions` (GetFs) turn the features
-into a unit row. toRGB channels get zero rows, as in the published tables.
+For every channel c of style space and n base images: set the channel to mean - k sigma and to mean + k sigma, render
+both, embed both with CLIP; the row is the mean over the images of the unit differences, at unit length (GetFs).
 
-Two things make it fast without changing the result: many (channel, image, sign) renders share one batch, and everything
-below the perturbed resolution is rendered once per resolution. `tests/training/test_directions.py` holds the plain
-loop.
+It is made block by block: channels of one layer, image after image, so that what lies below is rendered once an image
+(`directions_render`), a channel stops when its row has converged (`directions_stop`), and a killed run continues at
+the image where it stood. `directions_plain` is the loop as published.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from ...engines.errors import InputError
-from ..edits import channel_directions
-from .networks.stylegan2 import Generator
+from .directions_progress import Probe, Progress
+from .directions_render import Front, OpenedImage, Renderer
+from .directions_stop import converged, differences, unit
+from .networks.stylegan2 import Generator, StyleLayer
 from .statistics import StyleMoments
 
 ImageEncoder = Callable[[Tensor], Tensor]
-CPU_BATCH = 16
-"""Pictures that a CPU renders at once: larger batches leave its cache (1.5 times slower at 64 pictures of 64 px)."""
+CHANNELS = ("conv", "all")
+BLOCK = 64
+CPU_PIXELS, GPU_PIXELS = 16 * 64 * 64, 1 << 25
+"""Pixels of the generator's pictures in one batch. On a CPU larger batches leave its cache (1.5 times slower)."""
 
 
 @dataclass(frozen=True)
@@ -38,134 +38,192 @@ class DirectionRecipe:
 
     `sigmas` is k: StyleCLIP moves a channel to mean +- 5 sigma. `cumulative` repeats an accident of the published code,
     which leaves every channel that was already visited at its mean; tables made so differ from the definition.
+    `channels`: "conv", as published, or "all", toRGB among them. `tolerance`: a channel stops before the last image
+    when its row's expected cosine with the finished one is at least 1 - tolerance; 0 never stops.
     """
 
     images: int = 100
     sigmas: float = 5.0
     cumulative: bool = False
+    channels: str = "conv"
+    tolerance: float = 0.0
 
     def __post_init__(self) -> None:
         if self.images < 1 or not self.sigmas > 0:
             raise InputError(
                 f"{self.images} images at {self.sigmas} sigma: expected at least 1 image and more than 0 sigma"
             )
+        if self.channels not in CHANNELS:
+            raise InputError(f"channels {self.channels!r}: expected one of {', '.join(CHANNELS)}")
+        if not 0 <= self.tolerance < 1:
+            raise InputError(f"tolerance {self.tolerance}: expected 0 (no early stop) or more, below 1")
+        if self.cumulative and self.tolerance:
+            raise InputError("the published code never stops early: with its cumulative means the tolerance must be 0")
 
 
 @dataclass(frozen=True)
-class _Prefix:
-    """The base images up to one resolution: x [n,C,r,r] and rgb [n,3,r,r] that enter block `index`."""
+class DirectionTable:
+    """rows [S,E] float32, unit or zero; images [S] int64: how many each row is the mean of (0: not asked for)."""
+
+    rows: Tensor
+    images: Tensor
+
+
+@dataclass(frozen=True)
+class Block:
+    """Channels of one style layer, as positions in s, ascending."""
 
     index: int
-    x: Tensor
-    rgb: Tensor | None
+    layer: StyleLayer
+    channels: tuple[int, ...]
+
+    @property
+    def inside(self) -> list[int]:
+        """The channels numbered within their layer."""
+        return [c - self.layer.offset for c in self.channels]
 
 
-def conv_channels(generator: Generator) -> list[int]:
-    """Positions in s of every channel that a row is computed for: all but toRGB's."""
-    layers = [layer for layer in generator.style_layers if layer.kind == "conv"]
+def asked_channels(generator: Generator, channels: str = "conv") -> list[int]:
+    """Positions in s of every channel that gets a row: all, or all but toRGB's."""
+    layers = [layer for layer in generator.style_layers if channels == "all" or layer.kind == "conv"]
     return [c for layer in layers for c in range(layer.offset, layer.offset + layer.channels)]
 
 
-def _block_slices(generator: Generator) -> list[slice]:
-    """The part of s that each resolution's block reads."""
-    slices, start, layers = [], 0, list(generator.style_layers)
-    for block in generator.blocks.values():
-        count = len(block.layers())  # type: ignore[operator]
-        stop = start + sum(layer.channels for layer in layers[:count])
-        slices.append(slice(start, stop))
-        start, layers = stop, layers[count:]
-    return slices
+def conv_channels(generator: Generator) -> list[int]:
+    """Positions in s of the channels of convolutions, the rows of the published tables."""
+    return asked_channels(generator)
 
 
-class _Renderer:
-    """Renders base images with single channels replaced, from the resolution of the channel upwards."""
-
-    def __init__(self, generator: Generator, base: Tensor, mean: Tensor, cumulative: bool) -> None:
-        self.generator, self.base, self.mean, self.cumulative = generator, base, mean, cumulative
-        self.slices, self.movable = _block_slices(generator), conv_channels(generator)
-        self._prefix: _Prefix | None = None
-
-    def _styles(self, before: int) -> Tensor:
-        """Base styles [n,S]; in the cumulative mode every channel visited before `before` stands at its mean."""
-        if not self.cumulative:
-            return self.base
-        s, visited = self.base.clone(), [c for c in self.movable if c < before]
-        s[:, visited] = self.mean[visited]
-        return s
-
-    def _enter(self, index: int) -> _Prefix:
-        if self._prefix is None or self._prefix.index != index:
-            s = self._styles(self.slices[index].start)
-            self._prefix = _Prefix(index, *self.generator.run_blocks(s, s, None, 0, index))
-        return self._prefix
-
-    def __call__(self, channels: list[int], values: Tensor) -> Tensor:
-        """Channels of ONE block, values [C,2] they are set to -> images [C,n,2,3,R,R]."""
-        index = next(i for i, part in enumerate(self.slices) if part.start <= channels[0] < part.stop)
-        prefix, n = self._enter(index), len(self.base)
-        rows = [self._styles(c)[:, None].repeat(1, 2, 1) for c in channels]
-        for row, c, value in zip(rows, channels, values, strict=True):
-            row[:, :, c] = value
-        s = torch.stack(rows).flatten(0, 2)  # [C*n*2,S]
-        source = torch.arange(n, device=s.device).repeat_interleave(2).repeat(len(channels))  # [C*n*2]
-        size = CPU_BATCH if s.device.type == "cpu" else len(s)
-        parts = zip(s.split(size), source.split(size), strict=True)
-        images = torch.cat([self._finish(prefix, part, rows) for part, rows in parts])
-        return images.unflatten(0, (len(channels), n, 2))
-
-    def _finish(self, prefix: _Prefix, s: Tensor, source: Tensor) -> Tensor:
-        """Images [m,3,R,R] of styles s [m,S] from the prefix's base images `source` [m]."""
-        x, rgb = prefix.x[source], None if prefix.rgb is None else prefix.rgb[source]
-        image = self.generator.run_blocks(s, x, rgb, prefix.index, len(self.slices))[1]
-        assert image is not None
-        return image
+def blocks_of(generator: Generator, channels: Sequence[int], size: int) -> list[Block]:
+    """`channels` in blocks of at most `size` that lie within one layer."""
+    found: list[Block] = []
+    for index, layer in enumerate(generator.style_layers):
+        inside = [c for c in channels if layer.offset <= c < layer.offset + layer.channels]
+        starts = range(0, len(inside), size)
+        found += [Block(index, layer, tuple(inside[start : start + size])) for start in starts]
+    return found
 
 
-def _groups(generator: Generator, channels: list[int], size: int) -> Iterator[list[int]]:
-    """`channels` in order, in groups of at most `size` that lie within one block."""
-    for part in _block_slices(generator):
-        inside = [c for c in channels if part.start <= c < part.stop]
-        for start in range(0, len(inside), size):
-            yield inside[start : start + size]
+class _Measurement:
+    """One table under way: the networks and moments on their device, and the sums so far."""
 
+    def __init__(
+        self,
+        renderer: Renderer,
+        encode_image: ImageEncoder,
+        statistics: StyleMoments,
+        base: Tensor,
+        recipe: DirectionRecipe,
+        progress: Progress,
+        asked: Sequence[int],
+    ) -> None:
+        self.renderer, self.encode_image, self.base = renderer, encode_image, base
+        self.mean, self.std = statistics.s_mean.to(base), statistics.s_std.to(base)
+        self.recipe, self.progress = recipe, progress
+        pixels = CPU_PIXELS if base.device.type == "cpu" else GPU_PIXELS
+        self.group = max(1, pixels // (2 * renderer.largest**2))
+        self.asked = asked
 
-class _Progress:
-    """The rows done so far, on disk: a killed run continues; a run with other inputs starts anew."""
+    def run(self, block: Block, bar: tqdm[None]) -> None:
+        """Brings the block's channels to their last image; the bar counts pairs of renders, those saved among them."""
+        channels = torch.tensor(block.channels)
+        progress, images = self.progress, self.recipe.images
+        still = channels[self.std[channels].cpu() == 0]  # both pictures would be the same: the row is zero
+        bar.update(int((images - progress.seen[still]).sum()))
+        progress.seen[still], progress.active[still] = images, False
+        for i in range(progress.image, images):
+            active = channels[progress.active[channels]]
+            if not len(active):
+                break
+            self._image(block, i, active.tolist())
+            progress.seen[active] += 1
+            bar.update(len(active))
+            self._stop(active, i + 1, bar)
+            progress.reached(i + 1)
+        progress.next_block()
 
-    def __init__(self, path: Path | None, recipe: DirectionRecipe, probe: Tensor, shape: tuple[int, int]) -> None:
-        self.path, self.recipe, self.probe = path, recipe, probe
-        self.rows, self.done = torch.zeros(shape), 0
-        self._saved = time.monotonic()
-        if path is not None and path.exists():
-            self._resume(torch.load(path, map_location="cpu", weights_only=True))
+    def _stop(self, active: Tensor, seen: int, bar: tqdm[None]) -> None:
+        total, squares = self.progress.total[active], self.progress.squares[active]
+        done = converged(total, squares, seen, self.recipe.images, self.recipe.tolerance)
+        self.progress.active[active[done]] = False
+        self.progress.saved += int(done.sum()) * (self.recipe.images - seen)
+        if done.any():
+            bar.total -= int(done.sum()) * (self.recipe.images - seen)
+            bar.set_postfix(saved=f"{100 * self.progress.saved / (len(self.asked) * self.recipe.images):.0f}%")
 
-    def _resume(self, state: dict[str, Any]) -> None:
-        known: Tensor = state["probe"]
-        same = known.shape == self.probe.shape and torch.allclose(known, self.probe, atol=1e-3)
-        if same and state["recipe"] == asdict(self.recipe) and state["rows"].shape == self.rows.shape:
-            self.rows, self.done = state["rows"], int(state["done"])
+    def _image(self, block: Block, i: int, active: list[int]) -> None:
+        s = self.base[i]
+        if self.recipe.cumulative:
+            visited = [c for c in self.asked if c < block.channels[0]]
+            s = s.clone()
+            s[visited] = self.mean[visited]
+        opened = self.renderer.open(s, block.index)
+        for start in range(0, len(active), self.group):
+            self._group(opened, block, active[start : start + self.group])
 
-    def add(self, channels: list[int], rows: Tensor, *, save_every_s: float) -> None:
-        self.rows[channels], self.done = rows, self.done + len(channels)
-        if time.monotonic() - self._saved > save_every_s:
-            self.save()
-
-    def save(self) -> None:
-        if self.path is None:
-            return
-        state = {"recipe": asdict(self.recipe), "probe": self.probe, "rows": self.rows, "done": self.done}
-        temporary = self.path.with_suffix(".tmp")
-        torch.save(state, temporary)
-        temporary.replace(self.path)
-        self._saved = time.monotonic()
-
-
-def _probe(statistics: StyleMoments, encoded: Tensor) -> Tensor:
-    """What tells one set of inputs from another: the statistics and CLIP's view of the first base image."""
-    return torch.cat([statistics.s_mean, statistics.s_std, encoded[0].float().cpu()])
+    def _group(self, opened: OpenedImage, block: Block, channels: list[int]) -> None:
+        mean, reach = self.mean[channels], self.recipe.sigmas * self.std[channels]
+        values = torch.stack([mean - reach, mean + reach], 1)
+        inside = [c - block.layer.offset for c in channels]
+        pictures = opened.pictures(inside, values, mean if self.recipe.cumulative else None)
+        features = self.encode_image(pictures.flatten(0, 1)).unflatten(0, (len(channels), 2))
+        if not torch.isfinite(features).all():
+            raise InputError(
+                f"layer {block.layer.name}: the embeddings of {self.recipe.sigmas:g} sigma are not finite; try fewer "
+                "sigmas, and check the generator's weights with `styleclip-rt pack verify`"
+            )
+        delta = differences(features).cpu()
+        self.progress.total[channels] += delta
+        self.progress.squares[channels] += delta.square().sum(1)
 
 
 @torch.no_grad()
+def measure_directions(
+    generator: Generator,
+    encode_image: ImageEncoder,
+    statistics: StyleMoments,
+    base_w: Tensor,
+    recipe: DirectionRecipe | None = None,
+    *,
+    front: Front | None = None,
+    checkpoint: Path | None = None,
+    block: int = BLOCK,
+    save_every_s: float = 30.0,
+    channels: Sequence[int] | None = None,
+) -> DirectionTable:
+    """delta_i_c of every style channel.
+
+    Args:
+        encode_image: image [N,3,R,R] in -1..1 -> embedding [N,E], with CLIP's own front-end (mean and std applied).
+        base_w: w+ [n,L,W] of at least `recipe.images` base images; StyleCLIP takes the first 100 of its statistics.
+        front: what `encode_image` resizes pictures to; then it gets them at that size, and none is made larger.
+        checkpoint: file that keeps what was summed so far; a killed run continues from it.
+        block: channels that share the rendering of what lies below them.
+        channels: only these positions in s, of those that the recipe names; the other rows stay zero.
+    Returns:
+        rows on the CPU: unit, zero for channels that were not asked for and for those that move no embedding.
+    Raises:
+        InputError: fewer base images than the recipe asks for; embeddings that are not finite; a full disk.
+    """
+    recipe = recipe or DirectionRecipe()
+    if len(base_w) < recipe.images:
+        raise InputError(f"{len(base_w)} base images came; the recipe asks for {recipe.images}")
+    base = generator.styles(base_w[: recipe.images])
+    encoded = encode_image(generator.synthesize(base[:1])).float().cpu()
+    asked = asked_channels(generator, recipe.channels)
+    chosen = asked if channels is None else [c for c in asked if c in set(channels)]
+    probe = Probe(torch.cat([statistics.s_mean, statistics.s_std, encoded[0]]), {**asdict(recipe), "block": block})
+    progress = Progress(checkpoint, probe, chosen, base.shape[1], encoded.shape[1], save_every_s)
+    work = _Measurement(Renderer(generator, front), encode_image, statistics, base, recipe, progress, chosen)
+    blocks = blocks_of(generator, chosen, block)
+    total = len(chosen) * recipe.images - progress.saved
+    with tqdm(total=total, initial=progress.pairs, desc="directions", unit="pair", disable=None, smoothing=0.1) as bar:
+        for part in blocks[progress.block :]:
+            work.run(part, bar)
+    progress.save()
+    return DirectionTable(unit(progress.total).float(), progress.seen)
+
+
 def direction_table(
     generator: Generator,
     encode_image: ImageEncoder,
@@ -174,36 +232,8 @@ def direction_table(
     recipe: DirectionRecipe | None = None,
     *,
     checkpoint: Path | None = None,
-    channels_per_step: int = 1,
-    save_every_s: float = 30.0,
+    front: Front | None = None,
 ) -> Tensor:
-    """delta_i_c of every style channel.
-
-    Args:
-        encode_image: image [N,3,R,R] in -1..1 -> embedding [N,E], with CLIP's own front-end (mean and std applied).
-        base_w: w+ [n,L,W] of at least `recipe.images` base images; StyleCLIP takes the first 100 of its statistics.
-        checkpoint: file that keeps finished rows; a killed run continues from it.
-        channels_per_step: channels that share one batch of C*n*2 images.
-    Returns:
-        float32 [S,E] on the CPU: unit rows, zero for toRGB channels and for channels that move no embedding.
-    Raises:
-        InputError: fewer base images than the recipe asks for.
-    """
-    recipe = recipe or DirectionRecipe()
-    if len(base_w) < recipe.images:
-        raise InputError(f"{len(base_w)} base images came; the recipe asks for {recipe.images}")
-    base = generator.styles(base_w[: recipe.images])
-    mean, std = statistics.s_mean.to(base), statistics.s_std.to(base)
-    encoded = encode_image(generator.synthesize(base[:1]))
-    progress = _Progress(checkpoint, recipe, _probe(statistics, encoded), (len(mean), encoded.shape[1]))
-    renderer, todo = _Renderer(generator, base, mean, recipe.cumulative), conv_channels(generator)
-    signs = torch.tensor([-recipe.sigmas, recipe.sigmas]).to(base)
-    with tqdm(total=len(todo), initial=progress.done, desc="channel directions", unit="channel", disable=None) as bar:
-        for channels in _groups(generator, todo[progress.done :], channels_per_step):
-            images = renderer(channels, mean[channels, None] + signs * std[channels, None])
-            features = encode_image(images.flatten(0, 2)).unflatten(0, images.shape[:3])  # [C,n,2,E]
-            rows = channel_directions(features.float().cpu().numpy()).astype(np.float32)
-            progress.add(channels, torch.from_numpy(rows), save_every_s=save_every_s)
-            bar.update(len(channels))
-    progress.save()
-    return progress.rows
+    """The rows of `measure_directions` alone, float32 [S,E]."""
+    table = measure_directions(generator, encode_image, statistics, base_w, recipe, checkpoint=checkpoint, front=front)
+    return table.rows

@@ -1,43 +1,68 @@
-"""The batched, resumable table against a plain loop over channels, images and signs."""
+"""The fast, resumable table against the published loop over channels, images and signs."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from styleclip_rt.engines.errors import InputError
-from styleclip_rt.runtime.training.directions import DirectionRecipe, conv_channels, direction_table
+from styleclip_rt.engines.errors import InputError, StyleclipError
+from styleclip_rt.runtime.training import directions_progress
+from styleclip_rt.runtime.training.directions import (
+    DirectionRecipe,
+    asked_channels,
+    conv_channels,
+    direction_table,
+    measure_directions,
+)
+from styleclip_rt.runtime.training.directions_plain import plain_rows
+from styleclip_rt.runtime.training.directions_render import Front
+from styleclip_rt.runtime.training.networks.clip import resize_image
 from styleclip_rt.runtime.training.networks.stylegan2 import Generator, GeneratorConfig
 from styleclip_rt.runtime.training.statistics import StyleStatistics, style_statistics
 
 CONFIG = GeneratorConfig(resolution=16, z_dim=12, w_dim=10, mapping_layers=2, channels={4: 6, 8: 5, 16: 4})
+WIDTH = 11
 
 
 class Encoder(torch.nn.Module):
     """A stand-in for CLIP: a fixed random projection of the picture. After `budget` images it is killed."""
 
-    def __init__(self, budget: int | None = None) -> None:
+    def __init__(self, budget: int | None = None, size: int = 16, mode: str = "bicubic") -> None:
         super().__init__()
         rng = torch.Generator().manual_seed(9)
-        self.project = torch.randn(3 * 16 * 16, 11, generator=rng) / 30
-        self.budget = budget
+        self.project = torch.randn(3 * size * size, WIDTH, generator=rng) / 30
+        self.budget, self.size, self.mode = budget, size, mode
+        self.sizes: set[int] = set()
 
     def forward(self, image: Tensor) -> Tensor:
+        self.sizes.add(image.shape[-1])
         if self.budget is not None:
             self.budget -= len(image)
             if self.budget < 0:
                 raise KeyboardInterrupt
-        return torch.nn.functional.normalize(torch.tanh(image.flatten(1) @ self.project), dim=-1)
+        pixels = resize_image(image, self.size, self.mode)
+        return torch.nn.functional.normalize(torch.tanh(pixels.flatten(1) @ self.project), dim=-1)
+
+
+def make_generator(clamp: float | None = None) -> Generator:
+    """Every bias and noise strength counts, as in a trained network."""
+    torch.manual_seed(0)
+    generator = Generator(replace(CONFIG, conv_clamp=clamp)).eval().requires_grad_(False)
+    for name, parameter in generator.named_parameters():
+        if name.endswith(("noise_strength", "bias")) and "mapping" not in name:
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return generator
 
 
 @pytest.fixture(scope="module")
 def generator() -> Generator:
-    torch.manual_seed(0)
-    return Generator(CONFIG).eval()
+    return make_generator()
 
 
 @pytest.fixture(scope="module")
@@ -45,45 +70,69 @@ def statistics(generator: Generator) -> StyleStatistics:
     return style_statistics(generator, 12, samples=200)
 
 
+def faces(generator: Generator, count: int = 4) -> Tensor:
+    z = torch.randn(count, 12, generator=torch.Generator().manual_seed(2))
+    return generator.broadcast(generator.mapping(z, 0.7))
+
+
 @pytest.fixture(scope="module")
 def base_w(generator: Generator) -> Tensor:
-    with torch.no_grad():
-        return generator.broadcast(
-            generator.mapping(torch.randn(4, 12, generator=torch.Generator().manual_seed(2)), 0.7)
-        )
+    return faces(generator)
 
 
-@torch.no_grad()
 def plain_table(
     generator: Generator, encode: Encoder, statistics: StyleStatistics, base_w: Tensor, recipe: DirectionRecipe
 ) -> Tensor:
-    """StyleCLIP's procedure as it reads, one image at a time, with GetFs written out."""
-    base = generator.styles(base_w[: recipe.images])
-    table = torch.zeros(generator.style_channels, 11)
-    for c in conv_channels(generator):
-        differences = []
-        for row in base:
-            low, high = (row.clone() for _ in range(2))
-            low[c] = statistics.s_mean[c] - recipe.sigmas * statistics.s_std[c]
-            high[c] = statistics.s_mean[c] + recipe.sigmas * statistics.s_std[c]
-            pair = [encode(generator.synthesize(s[None]))[0] for s in (low, high)]
-            difference = pair[1] - pair[0]
-            differences.append(difference / difference.norm())
-        mean = torch.stack(differences).mean(0)
-        table[c] = mean / mean.norm()
-        if recipe.cumulative:
-            base[:, c] = statistics.s_mean[c]
+    """The table by the published loop."""
+    asked = asked_channels(generator, recipe.channels)
+    styles, moments = generator.styles(base_w[: recipe.images]), (statistics.s_mean, statistics.s_std)
+    table = torch.zeros(generator.style_channels, WIDTH)
+    table[asked] = plain_rows(
+        generator.synthesize, encode, styles, *moments, asked, sigmas=recipe.sigmas, cumulative=recipe.cumulative
+    )
     return table
 
 
+@pytest.mark.parametrize("channels", ["conv", "all"])
 @pytest.mark.parametrize("cumulative", [False, True])
-@pytest.mark.parametrize("channels_per_step", [1, 4])
+@pytest.mark.parametrize("block", [4, 64])
 def test_equals_the_plain_loop(
-    generator: Generator, statistics: StyleStatistics, base_w: Tensor, channels_per_step: int, cumulative: bool
+    generator: Generator, statistics: StyleStatistics, base_w: Tensor, block: int, cumulative: bool, channels: str
 ) -> None:
-    recipe = DirectionRecipe(images=3, sigmas=4.0, cumulative=cumulative)
-    table = direction_table(generator, Encoder(), statistics, base_w, recipe, channels_per_step=channels_per_step)
-    assert torch.allclose(table, plain_table(generator, Encoder(), statistics, base_w, recipe), atol=2e-4)
+    recipe = DirectionRecipe(images=2, sigmas=4.0, cumulative=cumulative, channels=channels)
+    table = measure_directions(generator, Encoder(), statistics, base_w, recipe, block=block).rows
+    plain = plain_table(generator, Encoder(), statistics, base_w, recipe)
+    assert torch.allclose(table, plain, atol=2e-4)
+    asked = asked_channels(generator, channels)
+    assert len(asked) == (generator.style_channels if channels == "all" else len(conv_channels(generator)))
+
+
+def test_the_cumulative_table_is_another_one(generator: Generator, statistics: StyleStatistics, base_w: Tensor) -> None:
+    tables = [
+        direction_table(generator, Encoder(), statistics, base_w, DirectionRecipe(images=3, cumulative=c))
+        for c in (False, True)
+    ]
+    assert (tables[0] - tables[1]).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("mode", ["bicubic", "bilinear", "area"])
+@pytest.mark.parametrize("size", [6, 16, 24])
+def test_pictures_only_as_large_as_clip_sees_give_the_same_rows(
+    generator: Generator, statistics: StyleStatistics, base_w: Tensor, size: int, mode: str
+) -> None:
+    recipe, encoder = DirectionRecipe(images=2, sigmas=4.0, channels="all"), Encoder(size=size, mode=mode)
+    front = Front(size, mode)
+    table = direction_table(generator, encoder, statistics, base_w, recipe, front=front)
+    assert encoder.sizes <= {16, size}  # one whole picture for the probe, then CLIP's size alone
+    plain = plain_table(generator, Encoder(size=size, mode=mode), statistics, base_w, recipe)
+    assert torch.allclose(table, plain, atol=2e-4)
+
+
+def test_a_network_with_a_clamp(statistics: StyleStatistics) -> None:
+    generator = make_generator(clamp=0.8)
+    recipe, w = DirectionRecipe(images=2, sigmas=4.0, channels="all"), faces(generator)
+    table = direction_table(generator, Encoder(size=6), statistics, w, recipe, front=Front(6))
+    assert torch.allclose(table, plain_table(generator, Encoder(size=6), statistics, w, recipe), atol=2e-4)
 
 
 def test_rows_are_unit_and_torgb_rows_zero(generator: Generator, statistics: StyleStatistics, base_w: Tensor) -> None:
@@ -94,32 +143,116 @@ def test_rows_are_unit_and_torgb_rows_zero(generator: Generator, statistics: Sty
         np.testing.assert_allclose(norms[layer.offset : layer.offset + layer.channels], wanted, atol=1e-5)
 
 
+def test_a_channel_that_never_moves_is_not_rendered(
+    generator: Generator, statistics: StyleStatistics, base_w: Tensor
+) -> None:
+    std = statistics.s_std.clone()
+    std[conv_channels(generator)[1:]] = 0
+    encoder = Encoder(budget=1 + 2 * 2)  # the probe, and one channel in two images
+    table = direction_table(generator, encoder, replace(statistics, s_std=std), base_w, DirectionRecipe(images=2))
+    assert table.any(1).tolist() == [True] + [False] * (len(std) - 1)
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 0.02])
 def test_a_killed_run_continues_and_ends_equal(
+    tmp_path: Path, generator: Generator, statistics: StyleStatistics, tolerance: float
+) -> None:
+    recipe, path = DirectionRecipe(images=12, tolerance=tolerance), tmp_path / "directions.pt"
+    base_w = faces(generator, 12)
+    whole = measure_directions(generator, Encoder(), statistics, base_w, recipe, block=4)
+    settings = {"checkpoint": path, "save_every_s": 0, "block": 4}
+    with pytest.raises(KeyboardInterrupt):
+        measure_directions(generator, Encoder(budget=300), statistics, base_w, recipe, **settings)
+    state = torch.load(path, weights_only=True)
+    assert state["block"] > 0
+    done = int(state["seen"].sum())
+    left = 2 * (int(whole.images.sum()) - done) + 1
+    resumed = measure_directions(generator, Encoder(left), statistics, base_w, recipe, checkpoint=path, block=4)
+    assert torch.equal(resumed.rows, whole.rows)
+    assert torch.equal(resumed.images, whole.images)
+
+
+def test_a_finished_run_is_not_repeated(
     tmp_path: Path, generator: Generator, statistics: StyleStatistics, base_w: Tensor
 ) -> None:
-    recipe, path = DirectionRecipe(images=2), tmp_path / "directions.pt"
-    whole = direction_table(generator, Encoder(), statistics, base_w, recipe)
-    with pytest.raises(KeyboardInterrupt):
-        direction_table(generator, Encoder(budget=40), statistics, base_w, recipe, checkpoint=path, save_every_s=0)
-    done = torch.load(path, weights_only=True)["done"]
-    assert 0 < done < len(conv_channels(generator))
-    left = (len(conv_channels(generator)) - done) * 4 + 1
-    resumed = direction_table(generator, Encoder(budget=left), statistics, base_w, recipe, checkpoint=path)
-    assert torch.allclose(resumed, whole, atol=1e-5)
+    recipe, path = DirectionRecipe(images=2), tmp_path / "deeper" / "directions.pt"
+    whole = direction_table(generator, Encoder(), statistics, base_w, recipe, checkpoint=path)
+    again = direction_table(generator, Encoder(budget=1), statistics, base_w, recipe, checkpoint=path)
+    assert torch.equal(whole, again)
 
 
-def test_another_recipe_does_not_reuse_the_rows(
+def test_another_recipe_does_not_reuse_the_rows_nor_throw_them_away(
     tmp_path: Path, generator: Generator, statistics: StyleStatistics, base_w: Tensor
 ) -> None:
     path = tmp_path / "directions.pt"
     direction_table(generator, Encoder(), statistics, base_w, DirectionRecipe(images=2), checkpoint=path)
+    first = path.read_bytes()
     other = DirectionRecipe(images=2, sigmas=2.0)
     resumed = direction_table(generator, Encoder(), statistics, base_w, other, checkpoint=path)
     assert torch.allclose(resumed, direction_table(generator, Encoder(), statistics, base_w, other), atol=1e-5)
+    assert (tmp_path / "directions.other.pt").read_bytes() == first
 
 
-def test_too_few_base_images_are_refused(generator: Generator, statistics: StyleStatistics, base_w: Tensor) -> None:
+def test_early_stop_saves_images_and_keeps_the_rows(generator: Generator, statistics: StyleStatistics) -> None:
+    base_w, asked = faces(generator, 40), conv_channels(generator)[::5]
+    full = measure_directions(generator, Encoder(), statistics, base_w, DirectionRecipe(images=40), channels=asked)
+    early = measure_directions(
+        generator, Encoder(), statistics, base_w, DirectionRecipe(images=40, tolerance=0.01), channels=asked
+    )
+    cosines = (full.rows * early.rows).sum(1)[asked]
+    assert early.images[asked].float().mean() < 32
+    assert cosines.mean() > 0.99
+    assert cosines.min() > 0.97
+    assert (full.images[asked] == 40).all()
+    assert (early.images[asked] >= 8).all()
+    assert not full.images.sum() > 40 * len(asked)  # nothing else was rendered
+
+
+def test_a_full_disk_is_one_line_and_keeps_the_file(
+    tmp_path: Path, generator: Generator, statistics: StyleStatistics, base_w: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, recipe = tmp_path / "directions.pt", DirectionRecipe(images=2)
+    settings = {"checkpoint": path, "save_every_s": 0}
+    with pytest.raises(KeyboardInterrupt):
+        measure_directions(generator, Encoder(budget=30), statistics, base_w, recipe, **settings)
+    kept = path.read_bytes()
+
+    def full(state: object, file: IO[bytes]) -> None:
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(directions_progress.torch, "save", full)
+    with pytest.raises(StyleclipError, match=r"cannot write .*No space left"):
+        measure_directions(generator, Encoder(), statistics, base_w, recipe, checkpoint=path, save_every_s=0)
+    assert [file.name for file in tmp_path.iterdir()] == ["directions.pt"]
+    assert path.read_bytes() == kept
+
+
+def test_a_damaged_checkpoint_is_named(
+    tmp_path: Path, generator: Generator, statistics: StyleStatistics, base_w: Tensor
+) -> None:
+    path = tmp_path / "directions.pt"
+    path.write_bytes(b"not a checkpoint")
+    with pytest.raises(InputError, match=r"directions\.pt cannot be read"):
+        direction_table(generator, Encoder(), statistics, base_w, DirectionRecipe(images=2), checkpoint=path)
+
+
+def test_embeddings_that_are_not_finite_are_refused(
+    generator: Generator, statistics: StyleStatistics, base_w: Tensor
+) -> None:
+    broken = replace(statistics, s_mean=torch.full_like(statistics.s_mean, float("nan")))
+    with pytest.raises(InputError, match=r"layer b4\.conv1: the embeddings of 5 sigma are not finite"):
+        direction_table(generator, Encoder(), broken, base_w, DirectionRecipe(images=2))
+
+
+def test_what_a_recipe_refuses(generator: Generator, statistics: StyleStatistics, base_w: Tensor) -> None:
     with pytest.raises(InputError, match="asks for 100"):
         direction_table(generator, Encoder(), statistics, base_w)
     with pytest.raises(InputError, match="more than 0 sigma"):
         DirectionRecipe(sigmas=0)
+    with pytest.raises(InputError, match="one of conv, all"):
+        DirectionRecipe(channels="rgb")
+    with pytest.raises(InputError, match="below 1"):
+        DirectionRecipe(tolerance=1.0)
+    with pytest.raises(InputError, match="never stops early"):
+        DirectionRecipe(cumulative=True, tolerance=0.01)
