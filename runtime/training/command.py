@@ -7,11 +7,15 @@ import click
 from ..cli_common import LazyGroup
 
 # name -> (module:attribute, summary)
-TRAININGS: dict[str, tuple[str, str]] = {}
+TRAININGS: dict[str, tuple[str, str]] = {
+    "mapper": ("styleclip_rt.runtime.training.cli_mapper:mapper", "A latent mapper for one prompt."),
+    "directions": ("styleclip_rt.runtime.training.cli_directions:directions", "The channel directions of a pack."),
+}
 
 EPILOG = """\b
 Examples:
-  styleclip-rt train --help
+  styleclip-rt train mapper --prompt bob-cut --out my-pack
+  styleclip-rt train directions --pack ffhq --channels all --out my-pack
 """
 
 
