@@ -10,12 +10,14 @@ from ..cli_common import LazyGroup
 TRAININGS: dict[str, tuple[str, str]] = {
     "mapper": ("styleclip_rt.runtime.training.cli_mapper:mapper", "A latent mapper for one prompt."),
     "directions": ("styleclip_rt.runtime.training.cli_directions:directions", "The channel directions of a pack."),
+    "inverter": ("styleclip_rt.runtime.training.cli_inverter:inverter", "An encoder photo -> w+ for a generator."),
 }
 
 EPILOG = """\b
 Examples:
   styleclip-rt train mapper --prompt bob-cut --out my-pack
   styleclip-rt train directions --pack ffhq --channels all --out my-pack
+  styleclip-rt train inverter --pack my-pack --photos photos/
 """
 
 

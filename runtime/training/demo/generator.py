@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..inverter_losses import gradients
 from ..loop import device, fast_bfloat16, load_stage, rng_for, save_atomically, train
 from ..networks.stylegan2 import SQRT2, FullyConnected, Generator, GeneratorConfig, Mapping
 from . import factors as fx
@@ -95,10 +96,6 @@ def _weight_map(size: int) -> Tensor:
     return (weight / weight.mean())[None, None]
 
 
-def _gradients(x: Tensor) -> tuple[Tensor, Tensor]:
-    return x[..., 1:, :] - x[..., :-1, :], x[..., :, 1:] - x[..., :, :-1]
-
-
 def _detail(target: Tensor) -> Tensor:
     """Where a picture [N, 3, H, W] has edges and thin lines: [N, 1, H, W], 0 (flat) to nearly 1."""
     contrast = (target - F.avg_pool2d(target, 5, 1, 2, count_include_pad=False)).abs().mean(1, keepdim=True)
@@ -117,7 +114,7 @@ def drawing_loss(image: Tensor, target: Tensor, detail: float = 0.0) -> dict[str
     l1 = (error * weight).mean()
     edges = sum(
         ((a - b).abs() * w).mean()
-        for a, b, w in zip(_gradients(image), _gradients(target), (weight[..., 1:, :], weight[..., :, 1:]), strict=True)
+        for a, b, w in zip(gradients(image), gradients(target), (weight[..., 1:, :], weight[..., :, 1:]), strict=True)
     )
     coarse = sum(F.l1_loss(F.avg_pool2d(image, k), F.avg_pool2d(target, k)) for k in (2, 4))
     return {"loss": l1 + 0.6 * edges + 0.5 * coarse, "l1": error.mean()}

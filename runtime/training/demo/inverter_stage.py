@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..inverter_losses import known_w_loss, offset_square, psnr_db
 from ..loop import device, load_stage, rng_for, train
 from ..networks.e4e import E4EConfig, Encoder4Editing
 from ..networks.stylegan2 import Generator
@@ -38,10 +39,6 @@ def new_inverter(faces: RenderedFaces, seed: int) -> Encoder4Editing:
     return net.to(memory_format=torch.channels_last)
 
 
-def _offsets(net: Encoder4Editing, w_plus: Tensor) -> Tensor:
-    return net.deltas(w_plus).square().mean()
-
-
 def train_w(work: Path, faces: RenderedFaces, *, seed: int = 0, scale: float = 1.0) -> Encoder4Editing:
     """First pass (`inverter-w.pt`): w of renders; needs no generator, because w is an affine map of the code."""
     net, rotation = new_inverter(faces, seed), code_rotation().to(device())
@@ -53,7 +50,7 @@ def train_w(work: Path, faces: RenderedFaces, *, seed: int = 0, scale: float = 1
         target = torch.from_numpy(faces.codes[index]).to(device()) @ rotation
         with mixed_precision(device()):
             w_plus = net(image)
-        loss = functional.mse_loss(w_plus.float(), target[:, None].expand_as(w_plus))
+        loss = known_w_loss(w_plus.float(), target)
         return {"loss": loss, "nmse": loss / target.var(0).mean()}
 
     steps = max(2, int(STEPS_W * scale))
@@ -92,8 +89,8 @@ class _EndToEnd:
         target, w = self._inputs(rng)
         w_plus, image = self.invert_and_draw(target.contiguous(memory_format=torch.channels_last))
         square = functional.mse_loss(image, target)
-        near = functional.mse_loss(w_plus, w.float()[:, None].expand_as(w_plus))
-        offsets = _offsets(self.net, w_plus)
+        near = known_w_loss(w_plus, w.float())
+        offsets = offset_square(self.net.deltas(w_plus))
         drawing = drawing_loss(image, target)["loss"]
         loss = drawing + SQUARE_WEIGHT * square + W_WEIGHT * near + DELTA_WEIGHT * offsets
         return {"loss": loss, "square": square, "w": near, "offsets": offsets}
@@ -109,11 +106,6 @@ def train_inverter(work: Path, *, seed: int = 0, scale: float = 1.0) -> Path:
     step = _EndToEnd(net, generator, faces, seed + 41, BATCH if scale >= 0.1 else 8)
     net = train("inverter", work, net, step, steps=max(2, int(STEPS * scale)), lr=6e-4, ema=0.998, warmup=50)
     return write_report(work / "inverter.json", net, generator, held)
-
-
-def psnr_db(image: Tensor, target: Tensor) -> Tensor:
-    """PSNR [N] in dB of pictures [N,3,H,W] in -1..1, after clipping."""
-    return 10 * torch.log10(4.0 / (image.clamp(-1, 1) - target).square().mean((1, 2, 3)).clamp_min(1e-10))
 
 
 @torch.no_grad()

@@ -82,7 +82,8 @@ class E4EConfig:
         if config.get("kind", "e4e") not in KINDS:
             raise PackError(f"inverter kind is {config['kind']!r}; this version reads {', '.join(KINDS)}")
         try:
-            return cls(**{**config, "stages": freeze_stages(config["stages"])})
+            sizes = {key: value for key, value in config.items() if key != "training"}  # how it was trained: a record
+            return cls(**{**sizes, "stages": freeze_stages(config["stages"])})
         except (KeyError, TypeError, ValueError) as error:
             raise PackError(f"inverter config {dict(config)} cannot be read: {error}") from None
 
