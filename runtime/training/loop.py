@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -89,17 +90,22 @@ class _Log:
         self.path, self.began = path, time.monotonic()
         if not ranks().first or not path.exists():
             return
-        lines = path.read_text("utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < start]
-        if len(kept) < len(lines):
-            path.write_text("".join(kept), "utf-8")
+        with self._writing():
+            lines = path.read_text("utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < start]
+            if len(kept) < len(lines):
+                path.write_text("".join(kept), "utf-8")
 
     def write(self, step: int, row: dict[str, float]) -> None:
         """Appends a row; StyleclipError where the disk is full."""
         entry = {"step": step, "seconds": round(time.monotonic() - self.began, 1), **row}
+        with self._writing(), self.path.open("a", encoding="utf-8") as log:
+            log.write(json.dumps(entry) + "\n")
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
         try:
-            with self.path.open("a", encoding="utf-8") as log:
-                log.write(json.dumps(entry) + "\n")
+            yield
         except OSError as error:
             raise StyleclipError(
                 f"cannot write {self.path}: {error.strerror}; the last checkpoint is intact. Run the command again"
