@@ -1,4 +1,4 @@
-"""An e4e checkpoint of the published size, from its file to a checked ONNX graph, against the published definition."""
+"""Encoders of the published size against the published definition: pSp, and e4e up to a checked ONNX graph."""
 
 from __future__ import annotations
 
@@ -29,27 +29,45 @@ def write_pack(folder, file):
         writer.components["inverter"] = Component(imported.content, imported.config, exact=True)
 
 
-@pytest.mark.slow
-def test_e4e_of_the_published_size_exports(root, tmp_path, monkeypatch):
+@pytest.fixture
+def encoder(root, tmp_path, monkeypatch):
+    """A function (opts) -> (the pack, an image, the w+ that the definition gives for it)."""
     monkeypatch.syspath_prepend(str(root / "tests" / "training" / "checkpoints"))
     import writers_encoders as writers
 
-    file = writers.write_encoder()
-    torch.save(file, tmp_path / "e4e_ffhq_encode.pt")
-    assert (tmp_path / "e4e_ffhq_encode.pt").stat().st_size > 1_000_000_000
-    write_pack(tmp_path / "pack", tmp_path / "e4e_ffhq_encode.pt")
-    (tmp_path / "e4e_ffhq_encode.pt").unlink()
-    image = torch.rand(1, 3, 256, 256, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    with torch.no_grad():
-        expected = writers.encoder_of(image, file).numpy()
-    del file
-    sys.modules.pop("writers_encoders")
+    def imported(**opts):
+        file = writers.write_encoder(**opts)
+        torch.save(file, tmp_path / "encoder.pt")
+        assert (tmp_path / "encoder.pt").stat().st_size > 1_000_000_000
+        write_pack(tmp_path / "pack", tmp_path / "encoder.pt")
+        (tmp_path / "encoder.pt").unlink()
+        image = torch.rand(1, 3, 256, 256, generator=torch.Generator().manual_seed(1)) * 2 - 1
+        with torch.no_grad():
+            return load_pack(tmp_path / "pack"), image, writers.encoder_of(image, file).numpy()
 
-    pack = load_pack(tmp_path / "pack")
+    yield imported
+    sys.modules.pop("writers_encoders", None)
+
+
+def assert_equal(pack, image, expected):
+    """The network of the pack against the definition."""
     with torch.no_grad():
         ours = pack.inverter(image).numpy()
     assert ours.shape == (1, 18, 512)
     assert np.abs(ours - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+@pytest.mark.slow
+def test_psp_of_the_published_size(encoder):
+    pack, image, expected = encoder(encoder_type="GradualStyleEncoder")
+    assert pack.config("inverter")["kind"] == "psp"
+    assert_equal(pack, image, expected)
+
+
+@pytest.mark.slow
+def test_e4e_of_the_published_size_exports(encoder, tmp_path):
+    pack, image, expected = encoder()
+    assert_equal(pack, image, expected)
 
     (row,) = write_graphs(tmp_path, pack, Plan("p", slider=False), [GraphFactory(pack).invert])
     assert row.check.metric == "relative_error"

@@ -90,6 +90,17 @@ def test_rosinality_at_1024_px(tmp_path):
     assert (found - expected).abs().max() <= TOLERANCE * max(1, expected.abs().max())
 
 
+@pytest.mark.slow
+def test_nvidia_at_1024_px(tmp_path):
+    """Full width, as NVIDIA's own pickle of the FFHQ generator: 30 million weights, no clamp."""
+    g = write_nvidia(tmp_path / "g.pkl", size=1024)
+    generator = network(imported_file(tmp_path / "g.pkl"))
+    assert (generator.num_ws, generator.style_channels) == (18, 9088)
+    learnt = [array for name, array in g.items() if not name.endswith(("resample_filter", "noise_const", "w_avg"))]
+    assert sum(array.size for array in learnt) == 30_370_060
+    assert_equal(generator, lambda z: reference.nvidia_mapping(g, z), lambda w: reference.nvidia(g, w), 1)
+
+
 def test_formats_are_recognised_by_content(tmp_path):
     """The names say nothing: every file is called the same."""
     path, found = tmp_path / "weights", {}
