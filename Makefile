@@ -31,8 +31,8 @@ $(VENV)/.demo: $(BIN)/python pyproject.toml
 	@touch $@
 
 $(VENV)/.test: $(BIN)/python pyproject.toml
-	@echo 'installing styleclip-rt[torch,openvino,align,bench,dev] into $(VENV)'
-	@$(PIP) install --quiet -e '.[torch,openvino,align,bench,dev]'
+	@echo 'installing styleclip-rt[torch,openvino,align,bench,train,dev] into $(VENV)'
+	@$(PIP) install --quiet -e '.[torch,openvino,align,bench,train,dev]'
 	@touch $(VENV)/.demo $@
 
 demo: $(VENV)/.demo
