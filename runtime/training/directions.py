@@ -163,10 +163,8 @@ class _Measurement:
 
     def _group(self, opened: OpenedImage, block: Block, channels: list[int]) -> None:
         mean, reach = self.mean[channels], self.recipe.sigmas * self.std[channels]
-        values = torch.stack([mean - reach, mean + reach], 1)
         inside = [c - block.layer.offset for c in channels]
-        pictures = opened.pictures(inside, values, mean if self.recipe.cumulative else None)
-        features = self.encode_image(pictures.flatten(0, 1)).unflatten(0, (len(channels), 2))
+        features = moved_features(opened, self.encode_image, inside, mean, reach, pin=self.recipe.cumulative)
         if not torch.isfinite(features).all():
             raise InputError(
                 f"layer {block.layer.name}: the embeddings of {self.recipe.sigmas:g} sigma are not finite; try fewer "
@@ -175,6 +173,23 @@ class _Measurement:
         delta = differences(features).cpu()
         self.progress.total[channels] += delta
         self.progress.squares[channels] += delta.square().sum(1)
+
+
+def moved_features(
+    opened: OpenedImage,
+    encode_image: ImageEncoder,
+    channels: Sequence[int],
+    mean: Tensor,
+    reach: Tensor,
+    pin: bool = False,
+) -> Tensor:
+    """Embeddings [C,2,E] of an opened image with each of `channels` (numbered within the layer) moved alone.
+
+    A channel is set to mean - reach and mean + reach, both [C]; with `pin` it stays at its mean for those after it.
+    """
+    values = torch.stack([mean - reach, mean + reach], 1)
+    pictures = opened.pictures(channels, values, mean if pin else None)
+    return encode_image(pictures.flatten(0, 1)).unflatten(0, (len(channels), 2))
 
 
 @torch.no_grad()

@@ -82,22 +82,46 @@ class FoldedLayer:
             weight, self.bias = weight * d, layer.bias * SQRT2
             if layer.noise_strength != 0:
                 self.noise = layer.noise_const * (layer.noise_strength * SQRT2)
-        weight = weight.transpose(0, 1) if isinstance(layer, Layer) and layer.up else weight
         self.weight = weight.contiguous(memory_format=torch.channels_last)
+        self.spread = SpreadConvolution(weight) if isinstance(layer, Layer) and layer.up else None
 
     def __call__(self, x: Tensor) -> Tensor:
         """Features, or RGB where the layer is a toRGB."""
         layer = self.layer
         if isinstance(layer, ToRGB):
             return clamped(F.conv2d(x, self.weight, self.bias), layer.clamp)
-        if layer.up:
-            x = F.conv_transpose2d(x, self.weight, stride=2)
-            x = F.conv2d(x, layer.fir, self.bias, padding=1, groups=len(layer.fir))
+        if self.spread is not None:
+            x = F.conv2d(self.spread(x), layer.fir, self.bias, padding=1, groups=len(layer.fir))
         else:
             x = F.conv2d(x, self.weight, self.bias, padding=1)
         if self.noise is not None:
             x.add_(self.noise)
         return clamped(F.leaky_relu_(x, 0.2), layer.clamp)
+
+
+class SpreadConvolution:
+    """conv_transpose2d with stride 2 of a weight [Co, Ci, 3, 3]: x [N, Ci, r, r] -> [N, Co, 2r + 1, 2r + 1].
+
+    On a CPU as four convolutions, one for each phase of an output pixel: even places read the taps 2 and 0, odd ones
+    tap 1. The products are the same, and plain convolutions run nearer to the speed of the machine.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight, self.phases = weight, []
+        if weight.device.type == "cpu":
+            taps = ([2, 0], [1])
+            parts = [(p, q, weight[:, :, taps[p]][:, :, :, taps[q]]) for p in (0, 1) for q in (0, 1)]
+            self.phases = [(p, q, part.contiguous(memory_format=torch.channels_last)) for p, q, part in parts]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The convolution."""
+        if not self.phases:
+            return F.conv_transpose2d(x, self.weight.transpose(0, 1), stride=2)
+        shape = (len(x), len(self.weight), 2 * x.shape[2] + 1, 2 * x.shape[3] + 1)
+        out = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
+        for p, q, taps in self.phases:
+            out[:, :, p::2, q::2] = F.conv2d(x, taps, padding=(1 - p, 1 - q))
+        return out
 
 
 def clamped(x: Tensor, limit: float | None) -> Tensor:

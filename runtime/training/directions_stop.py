@@ -42,6 +42,19 @@ def expected_cosine(total: Tensor, squares: Tensor, seen: int, images: int) -> T
     return torch.where(squares > 0, cosine, 1.0)
 
 
+def replay(delta: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+    """What a run with `tolerance` makes of delta_i [n, C, E]: rows [C, E], and of how many images [C] each."""
+    images, channels = delta.shape[:2]
+    total, squares = torch.zeros_like(delta[0]), torch.zeros(channels, dtype=delta.dtype)
+    used, active = torch.full((channels,), images), torch.ones(channels, dtype=torch.bool)
+    for i in range(images):
+        total[active] += delta[i, active]
+        squares[active] += delta[i, active].square().sum(1)
+        stop = active & converged(total, squares, i + 1, images, tolerance)
+        used[stop], active[stop] = i + 1, False
+    return unit(total), used
+
+
 def converged(total: Tensor, squares: Tensor, seen: int, images: int, tolerance: float) -> Tensor:
     """Which channels [C] may stop: their expected cosine is at least 1 - tolerance. Only at the counts of `CHECKS`."""
     if seen not in CHECKS or not tolerance:

@@ -1,0 +1,338 @@
+"""Channel directions beside the loop of the original: time by layer in turns in one run, and what early stop changes.
+
+`speed` times one (image, channel) sample, two pictures and their embeddings, both ways. The original is `plain_rows`
+over the generator as published (`baseline.ORIGINAL`), one picture at a time at full size, its pixels through Pillow's
+bicubic resize. Ours is what `train directions` runs; what it computes once for an image and a block of channels is
+timed apart and shared among the block. `error` renders a slice of the table over all images and replays the early stop.
+"""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from ..engines.errors import StyleclipError
+from ..runtime.training.directions import BLOCK, CPU_PIXELS, moved_features
+from ..runtime.training.directions_finite import PSI, base_faces, front_of
+from ..runtime.training.directions_plain import plain_rows
+from ..runtime.training.directions_render import Renderer
+from ..runtime.training.directions_stop import differences, replay
+from ..runtime.training.networks.clip import Clip
+from ..runtime.training.networks.stylegan2 import Generator, StyleLayer
+from ..runtime.training.pack import load_pack
+from .baseline import ORIGINAL, Variant, image_u8
+from .network import SIZES, WIDTHS, NetworkSpec, random_network
+from .report import RESULTS
+
+VIT_B32 = {
+    "embed_dim": 512,
+    "vision_cfg": {"image_size": 224, "layers": 12, "width": 768, "patch_size": 32},
+    "text_cfg": {"context_length": 8, "vocab_size": 16, "width": 64, "heads": 1, "layers": 1},
+    "quick_gelu": True,
+}
+"""StyleCLIP's CLIP with random weights; its text tower is not run here and is kept small."""
+SIGMAS, IMAGES = 5.0, 100
+TOLERANCES = (0.005, 0.01, 0.02)
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured: a generator, CLIP, the moments of style space [S] and the styles of base images [n,S]."""
+
+    name: str
+    generator: Generator
+    clip: Clip
+    mean: Tensor
+    std: Tensor
+    styles: Tensor
+
+    def layers(self) -> list[tuple[int, StyleLayer]]:
+        """Index and layer of every convolution: the published table's."""
+        return [(i, layer) for i, layer in enumerate(self.generator.style_layers) if layer.kind == "conv"]
+
+
+def pack_subject(name: str, images: int) -> Subject:
+    """The networks and statistics of a pack, with the base images of its tables."""
+    pack = load_pack(name)
+    statistics = pack.statistics
+    w = base_faces(pack.generator, images, float(statistics.config.get("psi", PSI)))
+    styles = pack.generator.styles(w)
+    return Subject(pack.name, pack.generator, pack.clip, statistics.s_mean, statistics.s_std, styles)
+
+
+def random_subject(size: int, width: str, images: int) -> Subject:
+    """A generator of `size` px and a ViT-B/32 with seeded random weights: time does not depend on weights."""
+    network = random_network(NetworkSpec(size=size, width=width))
+    generator = network.generator
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        clip = Clip(VIT_B32).eval().requires_grad_(False)
+    many = generator.styles(base_faces(generator, max(256, images), PSI))
+    return Subject(f"{size}px-{width}", generator, clip, many.mean(0), many.std(0), many[:images].clone())
+
+
+def pillow_encoder(clip: Clip) -> Callable[[Tensor], Tensor]:
+    """The original's way from a picture [1,3,R,R] to CLIP: uint8, Pillow's bicubic resize, mean and std."""
+    size, normalise = clip.image_size, clip.preprocess.normalise
+
+    def encode(picture: Tensor) -> Tensor:
+        image = Image.fromarray(image_u8(picture.numpy())[0]).resize((size, size), Image.Resampling.BICUBIC)
+        pixels = torch.from_numpy(np.asarray(image, dtype=np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
+        return clip.model.visual(normalise(pixels))  # type: ignore[operator,no-any-return,union-attr]
+
+    return encode
+
+
+def spread(layer: StyleLayer, count: int) -> list[int]:
+    """`count` channels evenly over a layer, numbered within it; all where it has fewer."""
+    return [int(c) for c in np.unique(np.linspace(0, layer.channels - 1, min(count, layer.channels)).round())]
+
+
+# Time -------------------------------------------------------------------------------------------------------------
+
+
+def timed(call: Callable[[], Any]) -> tuple[float, Any]:
+    """(milliseconds, result)."""
+    began = time.perf_counter()
+    result = call()
+    return (time.perf_counter() - began) * 1e3, result
+
+
+class Race:
+    """Both ways over one layer: `original_ms` of a sample, and ours, with its part of what the block shares."""
+
+    def __init__(self, subject: Subject, block: int) -> None:
+        self.subject, self.block = subject, block
+        self.renderer = Renderer(subject.generator, front_of(subject.clip))
+        self.variant, self.encode = Variant(subject.generator, ORIGINAL), pillow_encoder(subject.clip)
+        self.group = max(1, CPU_PIXELS // (2 * subject.generator.config.resolution**2))
+
+    def original_ms(self, layer: StyleLayer, count: int) -> float:
+        """One image, `count` channels of the layer."""
+        subject, channels = self.subject, [layer.offset + c for c in spread(layer, count)]
+        moments = subject.mean, subject.std
+        ms, _ = timed(lambda: plain_rows(self.variant, self.encode, subject.styles[:1], *moments, channels))
+        return ms / len(channels)
+
+    def ours_ms(self, index: int, layer: StyleLayer, count: int) -> tuple[float, float]:
+        """(opening the image at the layer, one sample in it)."""
+        subject, channels = self.subject, spread(layer, count)
+        opening, opened = timed(lambda: self.renderer.open(subject.styles[0], index))
+        places = [layer.offset + c for c in channels]
+        mean, reach = subject.mean[places], SIGMAS * subject.std[places]
+
+        def run() -> None:
+            for start in range(0, len(channels), self.group):
+                part = slice(start, start + self.group)
+                moved = moved_features(opened, subject.clip.encode_image, channels[part], mean[part], reach[part])
+                differences(moved)
+
+        ms, _ = timed(run)
+        return opening, ms / len(channels)
+
+    def row(self, index: int, layer: StyleLayer, count: int, ours_count: int, turn: int) -> Row:
+        """One row of the CSV; who is first changes from turn to turn."""
+        if turn % 2:
+            opening, ours = self.ours_ms(index, layer, ours_count)
+            original = self.original_ms(layer, count)
+        else:
+            original = self.original_ms(layer, count)
+            opening, ours = self.ours_ms(index, layer, ours_count)
+        share = opening / min(self.block, layer.channels)
+        return {"layer": layer.name, "channels": layer.channels, "original_ms": original, "opening_ms": opening,
+                "sample_ms": ours, "ours_ms": ours + share}  # fmt: skip
+
+
+@torch.no_grad()
+def race(subject: Subject, count: int, rounds: int, block: int = BLOCK) -> list[Row]:
+    """Rows by layer, the median over the rounds, and a last row for the whole table: layers weighted by channels."""
+    contest = Race(subject, block)
+    contest.row(*subject.layers()[-1], 1, 1, 0)  # warm-up of both
+    laps: dict[str, list[Row]] = {}
+    plan = [(turn, index, layer) for turn in range(rounds) for index, layer in subject.layers()]
+    for number, (turn, index, layer) in enumerate(tqdm(plan, "samples", unit="layer", disable=None)):
+        ours_count = max(count, min(contest.group, layer.channels))
+        laps.setdefault(layer.name, []).append(contest.row(index, layer, count, ours_count, turn + number))
+    rows = [_median(lap) for lap in laps.values()]
+    keys = ("original_ms", "opening_ms", "sample_ms", "ours_ms")
+    channels = sum(row["channels"] for row in rows)
+    total = {key: sum(row["channels"] * row[key] for row in rows) / channels for key in keys}
+    rows.append({"layer": "table", "channels": channels, **total})
+    for row in rows:
+        row["times_faster"] = row["original_ms"] / row["ours_ms"]
+    return rows
+
+
+def _median(rows: Sequence[Row]) -> Row:
+    numbers = {key: float(np.median([row[key] for row in rows])) for key in rows[0] if key.endswith("_ms")}
+    return {**rows[0], **numbers}
+
+
+def with_early_stop(rows: list[Row], stops: dict[str, float], images: int = IMAGES) -> None:
+    """Adds to each row how much cheaper the rows of its channels are when they stop after `stops[layer]` images."""
+    cost = 0.0
+    for row in rows[:-1]:
+        used = stops[row["layer"]]
+        row["mean_images"], row["times_cheaper"] = used, row["times_faster"] * images / used
+        cost += row["channels"] * row["ours_ms"] * used
+    whole = rows[-1]
+    whole["times_cheaper"] = whole["original_ms"] * whole["channels"] * images / cost
+    whole["mean_images"] = sum(row["channels"] * row["mean_images"] for row in rows[:-1]) / whole["channels"]
+
+
+# Error ------------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def image_differences(subject: Subject, count: int) -> Iterator[tuple[StyleLayer, Tensor]]:
+    """delta_i [n,C,E] of `count` channels of every layer, over all base images."""
+    renderer, encode = Renderer(subject.generator, front_of(subject.clip)), subject.clip.encode_image
+    group = max(1, CPU_PIXELS // (2 * subject.generator.config.resolution**2))
+    for index, layer in tqdm(subject.layers(), "error", unit="layer", disable=None):
+        channels = spread(layer, count)
+        places = torch.tensor(channels) + layer.offset
+        mean, reach = subject.mean[places], SIGMAS * subject.std[places]
+        found = []
+        for s in subject.styles:
+            opened = renderer.open(s, index)
+            parts = [slice(start, start + group) for start in range(0, len(channels), group)]
+            features = [moved_features(opened, encode, channels[p], mean[p], reach[p]) for p in parts]
+            found.append(differences(torch.cat(features)))
+        yield layer, torch.stack(found)
+
+
+def errors(subject: Subject, count: int, tolerances: Sequence[float] = TOLERANCES) -> list[Row]:
+    """Rows by tolerance and layer, and one for the whole table at each tolerance."""
+    measured = list(image_differences(subject, count))
+    rows = []
+    for tolerance in tolerances:
+        layers = []
+        for layer, delta in measured:
+            full, _ = replay(delta, 0.0)
+            early, used = replay(delta, tolerance)
+            layers.append((layer, (full * early).sum(1), used.double()))
+        weights = torch.cat([torch.full((len(c),), layer.channels / len(c)) for layer, c, _ in layers]).double()
+        whole = torch.cat([c for _, c, _ in layers]), torch.cat([used for _, _, used in layers])
+        rows += [_error(tolerance, layer.name, layer.channels, c, used) for layer, c, used in layers]
+        total = sum(layer.channels for layer, _, _ in layers)
+        rows.append(_error(tolerance, "table", total, *whole, weights / weights.sum()))
+    return rows
+
+
+def _error(
+    tolerance: float, layer: str, channels: int, cosine: Tensor, used: Tensor, weights: Tensor | None = None
+) -> Row:
+    weights = torch.full_like(cosine, 1 / len(cosine)) if weights is None else weights
+    near = float((weights * (cosine >= 0.99)).sum())
+    return {
+        "tolerance": tolerance, "layer": layer, "channels": channels, "measured": len(cosine),
+        "mean_images": round(float((weights * used).sum()), 2),
+        "cosine_mean": round(float((weights * cosine).sum()), 5),
+        "cosine_p05": round(float(cosine.quantile(0.05)), 5), "cosine_min": round(float(cosine.min()), 5),
+        "share_099": round(near, 4),
+    }  # fmt: skip
+
+
+# Command ----------------------------------------------------------------------------------------------------------
+
+
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    """A CSV with the columns of the first row; times to a thousandth of a millisecond."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(
+            {key: round(value, 3) if key.endswith(("_ms", "_faster", "_cheaper")) else value
+             for key, value in row.items()} for row in rows
+        )  # fmt: skip
+
+
+def read_stops(path: Path, tolerance: float) -> dict[str, float]:
+    """Mean images by layer from the CSV of `error`."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if float(row["tolerance"]) == tolerance]
+    return {row["layer"]: float(row["mean_images"]) for row in rows}
+
+
+OUT = click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=RESULTS, metavar="DIR",
+                   help="Folder of the CSV.  [default: benchmarks/results]")  # fmt: skip
+THREADS = click.option("--threads", type=click.IntRange(1), metavar="COUNT", help="Threads for PyTorch.")
+
+
+@click.group()
+def main() -> None:
+    """Channel directions beside the loop of the original.
+
+    \b
+    Examples:
+      python -m styleclip_rt.benchmarks.directions_bench error
+      python -m styleclip_rt.benchmarks.directions_bench speed
+      python -m styleclip_rt.benchmarks.directions_bench speed --size 1024
+    """
+
+
+@main.command()
+@click.option("--pack", default="toyfaces", show_default=True, metavar="NAME|DIR")
+@click.option("--size", type=click.Choice([str(size) for size in SIZES]), help="Random weights of this size instead.")
+@click.option("--width", type=click.Choice(list(WIDTHS)), default="full", show_default=True)
+@click.option("--slice", "count", type=click.IntRange(1), metavar="COUNT",
+              help="Channels a layer in a round.  [default: 8; 1 with --size]")  # fmt: skip
+@click.option("--rounds", type=click.IntRange(1), metavar="COUNT", help="[default: 3; 1 with --size]")
+@click.option("--tolerance", type=float, default=0.01, show_default=True, help="Of the early stop, for a pack.")
+@THREADS
+@OUT
+def speed(
+    pack: str, size: str | None, width: str, count: int | None, rounds: int | None, tolerance: float,
+    threads: int | None, out: Path,
+) -> None:  # fmt: skip
+    """Time of an (image, channel) sample by layer: the original's loop and ours in turns."""
+    if threads:
+        torch.set_num_threads(threads)
+    subject = random_subject(int(size), width, 1) if size else pack_subject(pack, 1)
+    rows = race(subject, count or (1 if size else 8), rounds or (1 if size else 3))
+    stops = out / f"directions-error-{subject.name}.csv"
+    if stops.exists():
+        with_early_stop(rows, read_stops(stops, tolerance))
+    _finish(out / f"directions-speed-{subject.name}.csv", rows)
+
+
+@main.command()
+@click.option("--pack", default="toyfaces", show_default=True, metavar="NAME|DIR")
+@click.option("--slice", "count", type=click.IntRange(1), default=16, show_default=True, metavar="COUNT",
+              help="Channels a layer.")  # fmt: skip
+@click.option("--images", type=click.IntRange(8), default=IMAGES, show_default=True, metavar="COUNT")
+@THREADS
+@OUT
+def error(pack: str, count: int, images: int, threads: int | None, out: Path) -> None:
+    """Cosine of rows that stopped early with those over all images, by tolerance and layer; deterministic."""
+    if threads:
+        torch.set_num_threads(threads)
+    subject = pack_subject(pack, images)
+    _finish(out / f"directions-error-{subject.name}.csv", errors(subject, count))
+
+
+def _finish(path: Path, rows: Sequence[Row]) -> None:
+    write_rows(path, rows)
+    for row in rows:
+        click.echo("  ".join(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
+    click.echo(str(path))
+
+
+if __name__ == "__main__":
+    try:
+        main(standalone_mode=True)
+    except StyleclipError as problem:
+        raise SystemExit(f"error: {problem}") from None

@@ -1,0 +1,111 @@
+"""Channel directions beside the original's loop: both do the same work, and the rows follow from the samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="the PyTorch path needs the extra 'torch'")
+pytest.importorskip("open_clip", reason="CLIP needs the extra 'torch'")
+
+from click.testing import CliRunner  # noqa: E402
+
+from styleclip_rt.benchmarks import directions_bench as bench  # noqa: E402
+from styleclip_rt.benchmarks.directions_tables import error, speed  # noqa: E402
+from styleclip_rt.runtime.training.directions import DirectionRecipe, measure_directions  # noqa: E402
+from styleclip_rt.runtime.training.directions_plain import plain_rows  # noqa: E402
+from styleclip_rt.runtime.training.directions_stop import replay  # noqa: E402
+from styleclip_rt.runtime.training.networks.clip import Clip  # noqa: E402
+from styleclip_rt.runtime.training.networks.stylegan2 import Generator, GeneratorConfig  # noqa: E402
+from styleclip_rt.runtime.training.statistics import StyleStatistics  # noqa: E402
+
+CLIP = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 8, "layers": 1, "width": 16, "head_width": 8, "patch_size": 4},
+    "text_cfg": {"context_length": 4, "vocab_size": 9, "width": 8, "heads": 1, "layers": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def subject() -> bench.Subject:
+    """16 px, which CLIP sees at 8 px."""
+    torch.manual_seed(0)
+    generator = Generator(GeneratorConfig(16, 8, 8, 1, {4: 6, 8: 5, 16: 4})).eval().requires_grad_(False)
+    clip = Clip(CLIP).eval().requires_grad_(False)
+    many = generator.styles(bench.base_faces(generator, 64, 0.7))
+    return bench.Subject("small", generator, clip, many.mean(0), many.std(0), many[:20].clone())
+
+
+def test_the_race_has_a_row_for_every_layer_and_one_for_the_table(subject: bench.Subject) -> None:
+    rows = bench.race(subject, 1, 1)
+    assert [row["layer"] for row in rows] == ["b4.conv1", "b8.conv0", "b8.conv1", "b16.conv0", "b16.conv1", "table"]
+    assert rows[-1]["channels"] == sum(row["channels"] for row in rows[:-1]) == 26
+    for row in rows:
+        assert row["times_faster"] == pytest.approx(row["original_ms"] / row["ours_ms"])
+        assert row["ours_ms"] > row["sample_ms"] > 0
+    weighted = sum(row["channels"] * row["ours_ms"] for row in rows[:-1]) / 26
+    assert rows[-1]["ours_ms"] == pytest.approx(weighted)
+
+
+def test_both_ways_give_the_same_rows_but_for_eight_bits(subject: bench.Subject) -> None:
+    """Pillow rounds and clips, as the original does: rows agree in direction, not to the last digit."""
+    contest, channels = bench.Race(subject, 64), [0, 8, 25]
+    moments = subject.mean, subject.std
+    styles = subject.styles[:4]
+    original = plain_rows(contest.variant, contest.encode, styles, *moments, channels, sigmas=1.0)
+    plain = plain_rows(subject.generator.synthesize, subject.clip.encode_image, styles, *moments, channels, sigmas=1.0)
+    assert original.shape == plain.shape == (3, 16)
+    image = 0.5 * torch.tanh(torch.randn(1, 3, 8, 8))
+    assert (subject.clip.encode_image(image) * torch.nn.functional.normalize(contest.encode(image))).sum() > 0.999
+
+
+def test_a_replay_is_what_a_run_with_that_tolerance_makes(subject: bench.Subject) -> None:
+    tolerance, count = 0.02, 3
+    statistics = StyleStatistics(torch.zeros(8), subject.mean, subject.std, 64, 0.7)
+    w = bench.base_faces(subject.generator, 20, 0.7)
+    recipe = DirectionRecipe(20, bench.SIGMAS, tolerance=tolerance)
+    front = bench.front_of(subject.clip)
+    places = [layer.offset + c for _, layer in subject.layers() for c in bench.spread(layer, count)]
+    run = measure_directions(
+        subject.generator, subject.clip.encode_image, statistics, w, recipe, front=front, channels=places
+    )
+    found = [replay(delta, tolerance) for _, delta in bench.image_differences(subject, count)]
+    torch.testing.assert_close(torch.cat([rows for rows, _ in found]).float(), run.rows[places], atol=1e-4, rtol=0)
+    assert torch.cat([used for _, used in found]).tolist() == run.images[places].tolist()
+
+
+def test_errors_are_smaller_where_the_tolerance_is(subject: bench.Subject) -> None:
+    rows = [row for row in bench.errors(subject, 2, (0.001, 0.05)) if row["layer"] == "table"]
+    assert [row["tolerance"] for row in rows] == [0.001, 0.05]
+    assert rows[0]["cosine_mean"] >= rows[1]["cosine_mean"]
+    assert rows[0]["mean_images"] > rows[1]["mean_images"] >= 8
+    assert rows[0]["measured"] == 10
+
+
+def test_the_early_stop_divides_the_cost_layer_by_layer() -> None:
+    layers = [{"layer": "a", "channels": 3, "original_ms": 10.0, "ours_ms": 1.0, "times_faster": 10.0},
+              {"layer": "b", "channels": 1, "original_ms": 10.0, "ours_ms": 2.0, "times_faster": 5.0}]  # fmt: skip
+    table = {"layer": "table", "channels": 4, "original_ms": 10.0, "ours_ms": 1.25, "times_faster": 8.0}
+    rows = [*layers, table]
+    bench.with_early_stop(rows, {"a": 20.0, "b": 50.0}, 100)
+    assert [row["times_cheaper"] for row in rows] == pytest.approx([50.0, 10.0, 4 * 10 * 100 / (3 * 20 + 2 * 50)])
+    assert table["mean_images"] == pytest.approx(27.5)
+
+
+def test_the_command_writes_both_files_and_the_tables_read_them(
+    tmp_path: Path, subject: bench.Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "pack_subject", lambda name, images: bench.Subject("toyfaces", **_rest(subject)))
+    for arguments in (["error", "--slice", "1", "--images", "20"], ["speed", "--slice", "1", "--rounds", "1"]):
+        result = CliRunner().invoke(bench.main, [*arguments, "--out", str(tmp_path)], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+    assert error(tmp_path).count("\n") == 2 + len(bench.TOLERANCES)
+    text = speed(tmp_path)
+    assert "| toyfaces, table | 26 |" in text
+    assert "speed --size 1024` writes the CSV" in text
+    assert "error` writes the CSV" in error(tmp_path / "empty")
+
+
+def _rest(subject: bench.Subject) -> dict[str, object]:
+    return {name: getattr(subject, name) for name in ("generator", "clip", "mean", "std", "styles")}
