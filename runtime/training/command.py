@@ -11,6 +11,10 @@ TRAININGS: dict[str, tuple[str, str]] = {
     "mapper": ("styleclip_rt.runtime.training.cli_mapper:mapper", "A latent mapper for one prompt."),
     "directions": ("styleclip_rt.runtime.training.cli_directions:directions", "The channel directions of a pack."),
     "inverter": ("styleclip_rt.runtime.training.cli_inverter:inverter", "An encoder photo -> w+ for a generator."),
+    "neighbours": (
+        "styleclip_rt.runtime.training.cli_neighbours:neighbours",
+        "Directions by GANSpace, InterFaceGAN and StyleSpace.",
+    ),
 }
 
 EPILOG = """\b
@@ -18,6 +22,7 @@ Examples:
   styleclip-rt train mapper --prompt bob-cut --out my-pack
   styleclip-rt train directions --pack ffhq --channels all --out my-pack
   styleclip-rt train inverter --pack my-pack --photos photos/
+  styleclip-rt train neighbours --method ganspace --components 8 --out my-pack
 """
 
 
