@@ -6,6 +6,7 @@ Definitions (a row of the table is a mean over the faces that LACKED the target 
   else CLIP's own opinion.
 - CLIP gain: cosine of the picture with the target text, after - before. CLIP direction: cosine between the picture's
   move in CLIP space and that of the texts (target - neutral).
+- CLIP's success and others changed: its own opinion, whoever scored the row.
 - identity: cosine of the identity embeddings before and after.
 - delta_w: length of the offset in w+, of methods that work there. delta_s: length of the offset in style space, each
   channel in units of its standard deviation.
@@ -26,6 +27,7 @@ from tqdm import tqdm
 from ..runtime import edits
 from ..runtime.model import Prompt
 from ..runtime.training.chunks import in_chunks
+from ..runtime.training.outcomes import ClipScorer
 from ..runtime.training.search import merit
 from ..runtime.training.subject import Faces, Moved, Subject
 from .evaluate_methods import Edit, edits_of, global_edit, opinion
@@ -49,7 +51,7 @@ class Report:
     sheet: dict[str, Tensor] = field(default_factory=dict)
 
 
-def measure(subject: Subject, edit: Edit, faces: Faces) -> tuple[Row, Tensor]:
+def measure(subject: Subject, edit: Edit, faces: Faces, clip: ClipScorer) -> tuple[Row, Tensor]:
     """One edit over faces that lack the target: its row, and the pictures [n,3,R,R]."""
     moved = edit.move(faces, edit.alpha)
     images = subject.render(moved.s)
@@ -60,16 +62,24 @@ def measure(subject: Subject, edit: Edit, faces: Faces) -> tuple[Row, Tensor]:
     }
     row |= {"alpha": edit.alpha, "beta": None, "channels": None, "steps": None, **edit.settings}
     row |= subject.compare(edit.prompt.name, faces, images).shares()
-    return row | clip_measures(subject, edit.prompt, faces.images, images) | distances(subject, faces, moved), images
+    return row | clip_measures(subject, edit.prompt, faces.images, images, clip) | distances(
+        subject, faces, moved
+    ), images
 
 
-def clip_measures(subject: Subject, prompt: Prompt, before: Tensor, after: Tensor) -> Row:
-    """CLIP's gain and direction of pictures [n,3,R,R] before and after."""
+def clip_measures(subject: Subject, prompt: Prompt, before: Tensor, after: Tensor, clip: ClipScorer) -> Row:
+    """CLIP's gain, direction and opinion of pictures [n,3,R,R] before and after."""
     first, last = (in_chunks(subject.clip.encode_image, images) for images in (before, after))
     text = subject.pair(prompt.target, prompt.neutral)
     gain = ((last - first) @ text.target).mean()
     cosine = functional.cosine_similarity(last - first, text.delta_t[None], dim=1, eps=1e-6).mean()
-    return {"clip_gain": round(float(gain), 4), "clip_direction": round(float(cosine), 4)}
+    found = clip.outcome(prompt.name, clip.scores(first), clip.scores(last))
+    return {
+        "clip_gain": round(float(gain), 4),
+        "clip_direction": round(float(cosine), 4),
+        "clip_success": round(found.success, 4),
+        "clip_others": round(found.others_changed, 4),
+    }
 
 
 def distances(subject: Subject, faces: Faces, moved: Moved) -> Row:
@@ -83,7 +93,9 @@ def distances(subject: Subject, faces: Faces, moved: Moved) -> Row:
     return {name: rounded(value, 3) for name, value in (("delta_w", delta_w), ("delta_s", delta_s))}
 
 
-def compare(subject: Subject, prompts: Sequence[Prompt], methods: Sequence[str], faces: Faces) -> Report:
+def compare(
+    subject: Subject, prompts: Sequence[Prompt], methods: Sequence[str], faces: Faces, clip: ClipScorer
+) -> Report:
     """Rows and pictures of every method and prompt; why others are left out."""
     report = Report()
     for prompt in tqdm(prompts, "evaluate", unit="prompt", disable=None):
@@ -95,7 +107,7 @@ def compare(subject: Subject, prompts: Sequence[Prompt], methods: Sequence[str],
         report.left_out |= reasons
         report.sheet[f"{prompt.name}: before"] = lacking.images[:SHEET_FACES]
         for edit in found:
-            row, images = measure(subject, edit, lacking)
+            row, images = measure(subject, edit, lacking, clip)
             report.rows.append(row)
             report.sheet[f"{prompt.name}: {edit.method}"] = images[:SHEET_FACES]
     return report
@@ -147,7 +159,7 @@ def _point(subject: Subject, edit: Edit, lacking: Faces, alpha: float) -> Row:
 def mapper_agreement(subject: Subject, names: Sequence[str], faces: Faces) -> list[Row]:
     """Mean cosine between a mapper's offsets for different images (Table 2 of the paper), per mapper."""
     rows = []
-    for name in names:
+    for name in names if len(faces) > 1 else ():
         moved = subject.mapped(faces, name, 1.0)
         delta = (moved.s - faces.s if moved.w is None else moved.w - faces.w).flatten(1)
         unit = torch.from_numpy(edits.normalise(delta.numpy()))

@@ -14,6 +14,7 @@ from .command import Words
 
 if TYPE_CHECKING:
     from ..runtime.model import Prompt
+    from ..runtime.training.outcomes import ClipScorer
     from ..runtime.training.pack import Pack
     from ..runtime.training.subject import Faces, Subject
     from .evaluate import Report
@@ -106,16 +107,19 @@ def _run(pack: Pack, prompts: list[Prompt], given: dict[str, Any]) -> None:
     from ..runtime.training.inputs import read_inputs
     from ..runtime.training.subject import Subject
     from .evaluate_figures import record, write_report
-    from .evaluate_methods import scorer_of
+    from .evaluate_methods import clip_scorer, scorer_of
 
     if given["threads"]:
         torch.set_num_threads(given["threads"])
     sources = _sources(given)
     seeds = () if sources else range(given["seed"], given["seed"] + given["faces"])
     inputs = read_inputs(pack, sources, seeds)
-    subject = Subject(pack, scorer_of(pack, prompts))
+    for note in inputs.notes:
+        click.echo(f"note: {note}", err=True)
+    clip = clip_scorer(pack, prompts)
+    subject = Subject(pack, scorer_of(pack, prompts, clip))
     faces = subject.faces_of(inputs.w)
-    report = _report(subject, prompts, faces, given)
+    report = _report(subject, clip, prompts, faces, given)
     about = {
         "pack": {"name": pack.name, "sha256": pack.sha256},
         "faces": {"count": len(faces), "files": sources, "seeds": [min(seeds), max(seeds)] if seeds else None},
@@ -130,7 +134,7 @@ def _run(pack: Pack, prompts: list[Prompt], given: dict[str, Any]) -> None:
     click.echo("\n".join(f"{kind}: {file}" for kind, file in files.items()))
 
 
-def _report(subject: Subject, prompts: list[Prompt], faces: Faces, given: dict[str, Any]) -> Report:
+def _report(subject: Subject, clip: ClipScorer, prompts: list[Prompt], faces: Faces, given: dict[str, Any]) -> Report:
     """Everything that is measured; with --recommend at the settings that were just chosen."""
     from . import evaluate as measures
     from . import evaluate_times as times
@@ -138,7 +142,7 @@ def _report(subject: Subject, prompts: list[Prompt], faces: Faces, given: dict[s
     methods, chosen = given["methods"], Chosen(prompts)
     if given["recommend"]:
         chosen = _recommend(subject, prompts, given)
-    report = measures.compare(subject, chosen.prompts, methods, faces)
+    report = measures.compare(subject, chosen.prompts, methods, faces, clip)
     report.recommended = chosen.record
     report.left_out |= chosen.left_out
     if "mapper" in methods:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,8 +15,10 @@ from ..runtime import edits
 from ..runtime.model import Prompt
 from ..runtime.prompts import resolve
 from ..runtime.steps import DEFAULT_ALPHA
+from ..runtime.training.chunks import in_chunks
 from ..runtime.training.demo.scores import JudgeScorer
-from ..runtime.training.inputs import pack_model
+from ..runtime.training.inputs import pack_model, sample
+from ..runtime.training.loop import device
 from ..runtime.training.optimize import optimize
 from ..runtime.training.optimize_settings import settings_for
 from ..runtime.training.outcomes import ATTRIBUTES, ClipScorer, Panel, Scorer
@@ -26,6 +28,8 @@ from ..runtime.training.texts import PackTexts
 
 CONV = "global (conv)"
 """The same table with the rows of toRGB channels left out, where it has any: the published form of the method."""
+REFERENCE_FACES, REFERENCE_SEED = 128, 2_000_000
+"""Random faces that CLIP's scores are measured against; in no report and no search."""
 
 
 @dataclass(frozen=True)
@@ -58,16 +62,22 @@ def _with_mapper(pack: Pack, prompt: Prompt) -> Prompt:
     return replace(prompt, mapper=name if name in pack.mappers else None, strength=float(entry.get("strength") or 1.0))
 
 
-def scorer_of(pack: Pack, prompts: Sequence[Prompt], attributes: Mapping[str, tuple[str, str]] | None = None) -> Scorer:
+def clip_scorer(pack: Pack, prompts: Sequence[Prompt]) -> ClipScorer:
+    """CLIP's own opinion of every prompt, measured against random faces of the pack."""
+    texts, encode = PackTexts(pack), pack.clip.to(device()).encode_image
+    generator = pack.generator.to(device())
+    w = sample(pack, range(REFERENCE_SEED, REFERENCE_SEED + REFERENCE_FACES))
+    reference = in_chunks(lambda part: encode(generator(part).clamp(-1, 1)), w)
+    asked = {prompt.name: texts.pair(prompt.target, prompt.neutral) for prompt in prompts}
+    return ClipScorer(encode, reference, asked, {name: texts.pair(*pair) for name, pair in ATTRIBUTES.items()})
+
+
+def scorer_of(pack: Pack, prompts: Sequence[Prompt], clip: ClipScorer) -> Scorer:
     """The judge for the prompts that it knows, where the pack has one; CLIP's own opinion for the others."""
-    members: list[Scorer] = [JudgeScorer.of(pack)] if pack.has("judge") else []
-    others = [prompt for prompt in prompts if not any(member.knows(prompt.name) for member in members)]
-    if others:
-        texts = PackTexts(pack)
-        asked = {prompt.name: texts.pair(prompt.target, prompt.neutral) for prompt in others}
-        pairs = {name: texts.pair(*pair) for name, pair in (attributes or ATTRIBUTES).items()}
-        members.append(ClipScorer(pack.clip.encode_image, asked, pairs))
-    return members[0] if len(members) == 1 else Panel(members)
+    judge = JudgeScorer.of(pack) if pack.has("judge") else None
+    if judge is None:
+        return clip
+    return judge if all(judge.knows(prompt.name) for prompt in prompts) else Panel([judge, clip])
 
 
 def opinion(scorer: Scorer, prompt: str) -> str:

@@ -20,6 +20,7 @@ from torch import get_num_threads
 
 from ..runtime.model import Prompt
 from ..runtime.training.directions import DirectionRecipe, direction_table
+from ..runtime.training.directions_finite import front_of
 from ..runtime.training.loop import device
 from ..runtime.training.mapper import MapperNetworks, preset, train_mapper
 from ..runtime.training.subject import Faces, Subject
@@ -105,17 +106,18 @@ def _training_seconds(subject: Subject, prompt: Prompt, few: int = 3, more: int 
     run(2)
     laps = [_seconds(partial(run, steps)) for steps in (few, more)]
     each = max(0.0, laps[1] - laps[0]) / (more - few)
-    return each * settings.steps, f"{more - few} of {settings.steps} steps of {settings.batch} faces"
+    return each * settings.steps, f"{more - few} of {settings.steps} steps of the training"
 
 
 def _table_seconds(subject: Subject, faces: Faces, images: int = 2) -> tuple[float, str]:
     """Seconds of the whole table at the pack's own count of images, from a table over `images` of them."""
-    wanted = int(subject.pack.config("directions").get("images") or DirectionRecipe().images)
+    config = subject.pack.config("directions")
+    wanted = int(config.get("images") or DirectionRecipe().images)
     base = faces.w[:images].to(device())
-    recipe = DirectionRecipe(len(base))
-    statistics, encode = subject.pack.statistics, subject.clip.encode_image
-    taken = _seconds(lambda: direction_table(subject.generator, encode, statistics, base, recipe))
-    return taken * wanted / len(base), f"{len(base)} of {wanted} images"
+    recipe = DirectionRecipe(len(base), channels="all" if config.get("channels") == "all" else "conv")
+    statistics, encode, front = subject.pack.statistics, subject.clip.encode_image, front_of(subject.clip)
+    taken = _seconds(lambda: direction_table(subject.generator, encode, statistics, base, recipe, front=front))
+    return taken * wanted / len(base), f"{len(base)} of {wanted} images of the table"
 
 
 def measure(

@@ -17,13 +17,18 @@ from pathlib import Path
 import click
 
 from ..engines.errors import InputError, StyleclipError
+from . import bring_your_own
+from .directions_tables import DIRECTIONS_TABLES
+from .evaluate_tables import EVALUATE_TABLES
 from .report_text import markdown
 from .tables import BENCH_TABLES
 
 Row = dict[str, str]
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/toyfaces.md", "docs/benchmarks.md")
+DOCUMENTS = (
+    "README.md", "CONTRIBUTING.md", "docs/toyfaces.md", "docs/benchmarks.md", "docs/evaluate.md", "docs/directions.md",
+)  # fmt: skip
 MARK = re.compile(r"(<!-- table: (?P<name>[a-z0-9-]+) -->\n)(?P<body>.*?)(<!-- end table -->)", re.DOTALL)
 
 
@@ -114,6 +119,9 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "toyfaces-inversion": inversion,
     "toyfaces-samples": samples,
     **BENCH_TABLES,
+    **DIRECTIONS_TABLES,
+    **EVALUATE_TABLES,
+    "bring-your-own": bring_your_own.table,
 }
 
 
