@@ -83,7 +83,7 @@ BAD = {
     "no face": (latents(0), "holds no face"),
     "of another generator": (latents(4, 18, 16), r"expected w of faces, \[N, 6, 12\]"),
     "flat": (np.zeros((4, 7), np.float32), r"expected w of faces, \[N, 6, 12\]"),
-    "text": (np.array(["a", "b"]), "expected w of faces"),
+    "text": (np.array(["a", "b"]), "expected (w of faces|latents)"),
     "not finite": (np.where(latents(4) > 2, np.nan, latents(4)).astype(np.float32), "not finite"),
 }
 
