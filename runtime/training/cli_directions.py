@@ -8,29 +8,33 @@ from typing import Any
 import click
 
 from ..cli_common import json_option, print_json
+from .gradient_options import check_foreign, gradient_options, run_gradient
 
 EPILOG = """\b
 Examples:
   styleclip-rt train directions --out my-pack
   styleclip-rt train directions --pack ffhq --channels all --tolerance 0.01 --threads 8
   styleclip-rt train directions --pack ffhq --compat --out ffhq-compat
+  styleclip-rt train directions --method gradient --prompt "a face with glasses" --out my-pack
+  styleclip-rt train directions --method gradient --prompt glasses --preview portrait.png --sheet glasses.png
 """
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
-METHODS = ("finite",)
-"""Each has a function `_run_<method>(pack, options) -> summary or None` below."""
+METHODS = ("finite", "gradient")
 
 
 @click.command(epilog=EPILOG)
 @click.option("--method", type=click.Choice(METHODS), default="finite", show_default=True,
-              help="finite: move every channel of style space, one at a time, and see where CLIP goes.")  # fmt: skip
+              help="finite: move every channel of style space, one at a time, and see where CLIP goes; gradient: to "
+              "first order by backward passes, all channels at once, for one prompt or the table.")  # fmt: skip
+@gradient_options
 @click.option("--pack", "pack_name", default="toyfaces", show_default=True, metavar="NAME|DIR", help="Model pack.")
 @click.option("--out", type=FOLDER, metavar="DIR", help="Pack to write.  [default: --pack itself]")
 @click.option("--work", type=FOLDER, metavar="DIR", help="Checkpoint.  [default: OUT-work]")
 @click.option("--channels", type=click.Choice(["conv", "all"]), default="conv", show_default=True,
               help="conv: as published; all: those of toRGB too, where a generator may keep colour.")  # fmt: skip
 @click.option("--images", type=click.IntRange(1, 100_000), default=100, show_default=True, metavar="COUNT",
-              help="Base images.")  # fmt: skip
+              help="Base images; by gradient 32 unless given.")  # fmt: skip
 @click.option("--sigmas", type=click.FloatRange(0, min_open=True), default=5.0, show_default=True, metavar="K",
               help="A channel is set to its mean - K and + K standard deviations.")  # fmt: skip
 @click.option("--tolerance", type=click.FloatRange(0, 1, max_open=True), metavar="1-COSINE",
@@ -42,7 +46,7 @@ METHODS = ("finite",)
 @click.option("--convention", type=click.Choice(["tf", "torch"]), default="tf", show_default=True,
               help="Sigmas of which code base of StyleCLIP, for a pack without statistics.")  # fmt: skip
 @click.option("--samples", type=click.IntRange(2), default=100_000, show_default=True, metavar="COUNT",
-              help="Latents to measure them over.")  # fmt: skip
+              help="Latents to measure them over; by gradient 10000 unless given.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(1), metavar="COUNT", help="Threads for PyTorch.")
 @click.option("--dry-run", is_flag=True, help="Say what would be rendered and where it goes; write nothing.")
 @json_option
@@ -57,7 +61,8 @@ def directions(method: str, pack_name: str, threads: int | None, as_json: bool, 
 
     if threads:
         torch.set_num_threads(threads)
-    run = {"finite": _run_finite}[method]
+    check_foreign(method)
+    run = {"finite": _run_finite, "gradient": run_gradient}[method]
     record = run(load_pack(pack_name), options)
     print_json(record) if as_json else click.echo("\n".join(f"{key:13} {value}" for key, value in record.items()))
 

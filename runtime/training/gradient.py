@@ -1,0 +1,211 @@
+"""Directions by gradients: what every style channel means to CLIP at first order, without a table of renders.
+
+The finite procedure (`directions`) moves one channel at a time and takes the unit direction in which CLIP's embedding
+goes, averaged over images. Its limit for small moves is the Jacobian J = dE/ds [E,S] of the embedding E(G(s)): column
+c, at unit length, averaged over images, at unit length again. A backward pass gives v^T J for one v and ALL channels.
+
+A relevance is a cosine, <J_c, delta_t> / |J_c|, so the gradient of <E, delta_t> alone is not enough: a channel that
+moves the whole picture has a large one. The lengths |J_c| come from a few probes more. The embeddings of faces span few
+dimensions, hence the probes are their principal components, delta_t, and random vectors for what remains (as Hutch++,
+Meyer et al. 2021, estimates a trace). With E unit vectors as probes the same function gives the whole table exactly.
+
+Shape alphabet: n images, S style channels, E CLIP width, P prompts, m probes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ...engines.errors import InputError
+from .directions import CHANNELS, asked_channels
+from .directions_stop import unit
+from .networks.stylegan2 import Generator
+
+ImageEncoder = Callable[[Tensor], Tensor]
+CPU_PIXELS, GPU_PIXELS = 16 * 64 * 64, 1 << 22
+"""Pixels of the pictures whose graph is kept at once: one picture of 1024 px on a CPU (about 3 GB), four on a GPU."""
+
+
+@dataclass(frozen=True)
+class GradientRecipe:
+    """What a relevance by gradients depends on, besides the networks.
+
+    `components` and `random` are the probes that measure how far a channel moves the embedding at all. `channels`:
+    "conv", as in the published tables, or "all", toRGB among them.
+    """
+
+    images: int = 32
+    components: int = 24
+    random: int = 4
+    channels: str = "conv"
+    seed: int = 5
+
+    def __post_init__(self) -> None:
+        if self.images < 1 or self.components < 0 or self.random < 0 or self.components + self.random < 1:
+            raise InputError(
+                f"{self.images} images, {self.components} components, {self.random} random probes: expected at least "
+                "one image and one probe"
+            )
+        if self.channels not in CHANNELS:
+            raise InputError(f"channels {self.channels!r}: expected one of {', '.join(CHANNELS)}")
+
+    def passes(self, prompts: int = 1) -> int:
+        """Passes through generator and CLIP for `prompts` texts: two forward an image, and a backward one a probe.
+
+        A backward pass counts as one: the weights are frozen, so that it multiplies as often as the forward pass.
+        """
+        return self.images * (2 + self.components + self.random + prompts)
+
+
+def finite_passes(images: int, rows: int) -> int:
+    """Passes of the finite procedure without early stop: both signs of every channel on every image."""
+    return 2 * images * rows
+
+
+def chunk_size(generator: Generator) -> int:
+    """Images whose graph is kept at once."""
+    cpu = next(generator.parameters()).device.type == "cpu"
+    return max(1, (CPU_PIXELS if cpu else GPU_PIXELS) // generator.config.resolution**2)
+
+
+def pullbacks(generator: Generator, encode_image: ImageEncoder, s: Tensor, probes: Tensor) -> Iterator[Tensor]:
+    """<J_c, v> of every probe v, one backward pass each: s [n,S], probes [m,E] -> m times [n,S].
+
+    All n images share one graph, so memory grows with n and not with m. InputError for gradients that are not finite.
+    """
+    with torch.enable_grad():
+        s = s.detach().clone().requires_grad_()
+        embedded = encode_image(generator.synthesize(s))
+    for i, probe in enumerate(probes.to(embedded)):
+        (gradient,) = torch.autograd.grad(embedded, s, probe.expand_as(embedded), retain_graph=i + 1 < len(probes))
+        if not torch.isfinite(gradient).all():
+            raise InputError(
+                "the gradients of CLIP's embedding are not finite; check the weights with `styleclip-rt pack verify`"
+            )
+        yield gradient
+
+
+def mean_unit_rows(
+    generator: Generator, encode_image: ImageEncoder, s: Tensor, probes: Tensor, *, chunk: int | None = None
+) -> Tensor:
+    """Rows of the channels as the probes see them: unit an image, averaged, unit again (GetFs at first order).
+
+    s [n,S], probes [m,E] -> [S,m] float32 on the CPU; the row of a channel that moves no embedding is zero. With the
+    unit vectors of E as probes these are the rows delta_i_c of a table.
+    """
+    total = torch.zeros(s.shape[1], len(probes), dtype=s.dtype)
+    size = chunk or chunk_size(generator)
+    passes = len(s) * len(probes)
+    with tqdm(total=passes, desc="gradients", unit="pass", disable=None, smoothing=0.1, leave=False) as bar:
+        for part in s.split(size):
+            rows = torch.zeros(len(part), *total.shape, dtype=s.dtype)
+            for i, gradient in enumerate(pullbacks(generator, encode_image, part, probes)):
+                rows[:, :, i] = gradient.cpu()
+                bar.update(len(part))
+            for row in rows:
+                total += unit(row)
+    return unit(total).float()
+
+
+def principal_components(embeddings: Tensor, count: int) -> Tensor:
+    """The first `count` principal components of embeddings [n,E], fewer where they span fewer: [k,E], orthonormal."""
+    centred = embeddings.double() - embeddings.double().mean(0)
+    _, sizes, components = torch.linalg.svd(centred, full_matrices=False)
+    found = int((sizes > 1e-6 * sizes.max().clamp(min=1e-30)).sum())
+    return components[: min(count, found)]
+
+
+def probe_matrix(embeddings: Tensor, delta_t: Tensor, recipe: GradientRecipe) -> Tensor:
+    """The probes for texts: embeddings [n,E] of the images, delta_t [P,E] -> [m,E] float64.
+
+    First an orthonormal basis: principal components, then what every delta_t adds to it. Then random vectors of the
+    complement, scaled so that the square of a row's length is an unbiased estimate of |J_c|^2. <J_c, delta_t> is
+    exact: delta_t lies in the basis.
+    """
+    basis = principal_components(embeddings, recipe.components)
+    for text in delta_t.double():
+        rest = text - basis.T @ (basis @ text)
+        if rest.norm() > 1e-6:
+            basis = torch.cat([basis, (rest / rest.norm())[None]])
+    wanted = recipe.random + recipe.components  # components that the images do not span are made up for
+    count = max(recipe.random, wanted - len(basis) + len(delta_t))
+    rng = torch.Generator().manual_seed(recipe.seed)
+    noise = torch.randn(count, basis.shape[1], generator=rng, dtype=torch.float64)
+    noise = (noise - noise @ basis.T @ basis) / max(count, 1) ** 0.5
+    return torch.cat([basis, noise])
+
+
+def embed(generator: Generator, encode_image: ImageEncoder, s: Tensor, *, chunk: int | None = None) -> Tensor:
+    """Embeddings of the pictures of s [n,S], without a graph: [n,E] on the CPU."""
+    with torch.no_grad():
+        parts = s.split(chunk or chunk_size(generator))
+        return torch.cat([encode_image(generator.synthesize(part)).cpu() for part in parts])
+
+
+def gradient_relevance(
+    generator: Generator,
+    encode_image: ImageEncoder,
+    s: Tensor,
+    delta_t: Tensor,
+    recipe: GradientRecipe | None = None,
+    *,
+    s_std: Tensor | None = None,
+    chunk: int | None = None,
+) -> Tensor:
+    """Relevance of every style channel to texts: the first order of `edits.relevance` with a finite table.
+
+    Args:
+        encode_image: image [N,3,R,R] in -1..1 -> unit embedding [N,E], differentiable, with CLIP's own front-end.
+        s: [n,S] styles of at least `recipe.images` base images, on the generator's device.
+        delta_t: unit text directions [P,E].
+        s_std: [S]; a channel that never moves gets no relevance.
+    Returns:
+        [P,S] float32 on the CPU, cosines of the table's scale; zero for channels that were not asked for.
+    Raises:
+        InputError: fewer images than the recipe asks for; gradients that are not finite.
+    """
+    recipe = recipe or GradientRecipe()
+    s = _enough(s, recipe)
+    probes = probe_matrix(embed(generator, encode_image, s, chunk=chunk), delta_t, recipe)
+    rows = mean_unit_rows(generator, encode_image, s, probes, chunk=chunk)
+    coordinates = (probes @ delta_t.double().T).float()  # [m,P]; zero at the random probes
+    return (rows @ coordinates).T * _movable(generator, recipe, s_std)
+
+
+def gradient_table(
+    generator: Generator,
+    encode_image: ImageEncoder,
+    s: Tensor,
+    recipe: GradientRecipe | None = None,
+    *,
+    s_std: Tensor | None = None,
+    chunk: int | None = None,
+) -> Tensor:
+    """The whole table delta_i_c by E backward passes an image: cheaper than two renders a channel where E < 2 S.
+
+    Arguments and errors as for `gradient_relevance`. Returns float32 [S,E] on the CPU: unit rows, zero for channels
+    that were not asked for and for those that move no embedding.
+    """
+    recipe = recipe or GradientRecipe()
+    s = _enough(s, recipe)
+    width = embed(generator, encode_image, s[:1]).shape[1]
+    rows = mean_unit_rows(generator, encode_image, s, torch.eye(width), chunk=chunk)
+    return rows * _movable(generator, recipe, s_std)[:, None]
+
+
+def _enough(s: Tensor, recipe: GradientRecipe) -> Tensor:
+    if len(s) < recipe.images:
+        raise InputError(f"{len(s)} base images came; the recipe asks for {recipe.images}")
+    return s[: recipe.images]
+
+
+def _movable(generator: Generator, recipe: GradientRecipe, s_std: Tensor | None) -> Tensor:
+    """1 for the channels that were asked for and that move, else 0: [S] float32."""
+    mask = torch.zeros(generator.style_channels)
+    mask[asked_channels(generator, recipe.channels)] = 1.0
+    return mask if s_std is None else mask * (s_std.cpu() > 0)
