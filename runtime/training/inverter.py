@@ -248,17 +248,17 @@ def train_inverter(
         networks.to(device())
         store = SafetensorsStore(work / f"{WARM}.safetensors", known)
         step = WarmStep(networks, faces, seed + 1)
-        groups = [{"params": list(networks.encoder.parameters())}]
-        warm = loop(WARM, work, networks, step, steps=settings.warm_steps, lr=settings.warm_lr, parameters=groups,
+        warm = loop(WARM, work, networks, step, steps=settings.warm_steps, lr=settings.warm_lr,
+                    parameters=[{"params": list(networks.encoder.parameters())}],
                     store=store, warmup=min(100, settings.warm_steps))  # fmt: skip
         networks.load_state_dict(warm.state_dict())
     networks.to(device())
     step_two = EndToEndStep(networks, faces, Critics(pack, settings), settings, seed + 2)
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": list(networks.encoder.parameters())},
         {"params": list(networks.discriminator.parameters()), "scale": settings.discriminator_lr / settings.lr},
     ]
-    make = partial(Ranger) if settings.optimizer == "ranger" else None
+    make = Ranger if settings.optimizer == "ranger" else None
     store = SafetensorsStore(work / f"{END_TO_END}.safetensors", known)
     trained = loop(END_TO_END, work, networks, step_two, steps=settings.steps, lr=settings.lr, parameters=groups,
                    optimizer=make, store=store, watch=watch, warmup=min(50, settings.steps))  # fmt: skip

@@ -136,7 +136,7 @@ def _optimise(
             image = draw(generator, w + spread * offset, photo)
             loss = settings.pixels * functional.mse_loss(image, photo)
             loss = loss + settings.edges * edge_loss(image, photo) + settings.distance * offset.square().mean()
-            if wanted is not None:
+            if identify is not None and wanted is not None:
                 loss = loss + settings.identity * identity_loss(identify(image), wanted)
             if not torch.isfinite(loss):
                 raise InputError(f"refining: the loss is {float(loss.detach())} at step {step}; take a lower rate")
