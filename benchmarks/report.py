@@ -20,6 +20,7 @@ from ..engines.errors import InputError, StyleclipError
 from . import bring_your_own
 from .directions_tables import DIRECTIONS_TABLES
 from .evaluate_tables import EVALUATE_TABLES
+from .gradient_tables import gradient_agreement
 from .report_text import markdown
 from .tables import BENCH_TABLES
 
@@ -28,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENTS = (
     "README.md", "CONTRIBUTING.md", "docs/toyfaces.md", "docs/benchmarks.md", "docs/evaluate.md", "docs/directions.md",
+    "docs/import.md",
 )  # fmt: skip
 MARK = re.compile(r"(<!-- table: (?P<name>[a-z0-9-]+) -->\n)(?P<body>.*?)(<!-- end table -->)", re.DOTALL)
 
@@ -118,6 +120,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "toyfaces-mapper": mapper,
     "toyfaces-inversion": inversion,
     "toyfaces-samples": samples,
+    "gradient-agreement": gradient_agreement,
     **BENCH_TABLES,
     **DIRECTIONS_TABLES,
     **EVALUATE_TABLES,
