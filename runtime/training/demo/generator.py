@@ -25,7 +25,8 @@ from .dataset import RenderedFaces
 CONFIG = GeneratorConfig(
     resolution=64, z_dim=128, w_dim=128, mapping_layers=6, channels={4: 128, 8: 128, 16: 128, 32: 64, 64: 32}
 )
-STEPS_MAPPING, STEP_WIDTH, CLASS_NOISE = 16_000, 0.018, 0.5
+STEPS_MAPPING, STEP_WIDTH = 16_000, 0.018
+CLASS_NOISE = (0.5,) * 6 + (0.0, 0.0, 0.35, 0.0)  # of hair styles; glasses, beard, hat, lipstick
 
 
 @dataclass(frozen=True)
@@ -221,14 +222,14 @@ def train_synthesis(work: Path, seed: int = 10, scale: float = 1.0) -> Generator
 def factors_of_z(z: Tensor) -> fx.Factors:
     """The face that a latent stands for: the first UNIFORMS entries of the normalised z, through the normal CDF.
 
-    The next BLURRED entries blur its classes by CLASS_NOISE: how clearly a class is chosen varies from face to face, as
-    it does in generators trained on photographs, so that a step of one sigma of a style is a larger part of the way.
+    The next BLURRED entries blur hair style and hat by CLASS_NOISE: how clearly they are chosen varies from face to
+    face, as it does in generators trained on photographs, so that one sigma of a style is a larger part of the way.
     """
     unit = z * torch.rsqrt(z.square().mean(1, keepdim=True) + 1e-8)
     uniform = torch.special.ndtr(unit[:, : fx.UNIFORMS])
     factors = fx.factors_from_uniform(uniform.clamp(0, 1 - 1e-6).cpu().numpy())
     noise = unit[:, fx.UNIFORMS : fx.UNIFORMS + fx.BLURRED].cpu().numpy()
-    return fx.blurred(factors, CLASS_NOISE * noise)
+    return fx.blurred(factors, noise * np.array(CLASS_NOISE, np.float32))
 
 
 def _first_units() -> Tensor:
