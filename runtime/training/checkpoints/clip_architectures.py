@@ -119,12 +119,7 @@ def tags_of(name: str) -> dict[str, dict[str, Any]]:
 
 def from_json(path: Path) -> Architecture:
     """The architecture in an `open_clip_config.json`, as it stands beside weights on Hugging Face."""
-    try:
-        if path.stat().st_size > MAX_SIDECAR_BYTES:
-            raise PackError(f"{path} is larger than {MAX_SIDECAR_BYTES} bytes; expected an open_clip_config.json")
-        document = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise PackError(f"{path} cannot be read as JSON: {error}") from None
+    document = read_json(path)
     document = document if isinstance(document, dict) else {}
     config, front = document.get("model_cfg", document), document.get("preprocess_cfg") or {}
     if not isinstance(config, dict) or not isinstance(front, dict):
@@ -132,6 +127,16 @@ def from_json(path: Path) -> Architecture:
     clip_config(config)
     stated = {key: front[key] for key in FRONT_END if front.get(key) is not None}
     return Architecture(path.name, {**config, **OPENAI_FRONT_END, **stated})
+
+
+def read_json(path: Path) -> Any:
+    """What a small JSON file beside weights holds; PackError where it is none, or too large to be one."""
+    try:
+        if path.stat().st_size > MAX_SIDECAR_BYTES:
+            raise ValueError(f"it is larger than {MAX_SIDECAR_BYTES} bytes")
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise PackError(f"{path} cannot be read as JSON: {error}") from None
 
 
 def openai_architecture(shapes: Shapes) -> Architecture:

@@ -5,7 +5,6 @@ Queries, keys and values are three matrices there and one in open_clip's files; 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ....engines.errors import PackError
-from .clip_architectures import MAX_SIDECAR_BYTES, OPENAI_FRONT_END, Architecture
+from .clip_architectures import OPENAI_FRONT_END, Architecture, read_json
 from .rows import Array
 
 CONFIG, FRONT_END = "config.json", "preprocessor_config.json"
@@ -179,12 +178,7 @@ def _json(path: Path) -> dict[str, Any] | None:
     """An object of a JSON file; None where there is no file. PackError for anything else."""
     if not path.is_file():
         return None
-    try:
-        if path.stat().st_size > MAX_SIDECAR_BYTES:
-            raise ValueError(f"it is larger than {MAX_SIDECAR_BYTES} bytes")
-        document = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise PackError(f"{path} cannot be read as JSON: {error}") from None
+    document = read_json(path)
     if not isinstance(document, dict):
         raise PackError(f"{path} is no object; expected the {path.name} that stands beside weights of a CLIPModel")
     return document
