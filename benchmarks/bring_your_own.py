@@ -36,7 +36,7 @@ CLIP = "ViT-B-32"
 PROMPT = "a face with glasses"
 PATIENCE_S = 3 * 3600
 
-TRIAL_CLIP = {
+TRIAL_CLIP: dict[str, Any] = {
     "embed_dim": 32, "quick_gelu": True,
     "vision_cfg": {"layers": 1, "width": 64, "head_width": 64, "patch_size": 16, "image_size": 32},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1},
