@@ -50,13 +50,14 @@ def or_not_yet(kind: str, make: Callable[[Sequence[Row]], str]) -> Callable[[Pat
 
 def methods(rows: Sequence[Row]) -> str:
     """Every method and prompt."""
-    header = ("prompt", "method", "faces", "target reached", "others changed", "most of all", "identity", "CLIP gain",
-              "CLIP direction", "delta_w", "delta_s")  # fmt: skip
+    header = ("prompt", "method", "faces", "target reached", "others changed", "most of all", "identity",
+              "CLIP: reached", "CLIP: others", "CLIP gain", "CLIP direction", "delta_w", "delta_s")  # fmt: skip
     body = []
     for row in rows:
         worst = f"{row['worst_other']} {_percent(row['worst_share'])}" if float(row["worst_share"]) else ""
         measured = [row["faces"], _percent(row["success"]), f"{100 * float(row['others_changed']):.1f}%", worst]
-        figures = [_number(row[key], 2) for key in ("identity_cosine", "clip_gain", "clip_direction")]
+        opinion = [_number(row["identity_cosine"], 2), *(_percent(row[key]) for key in ("clip_success", "clip_others"))]
+        figures = [*opinion, *(_number(row[key], 2) for key in ("clip_gain", "clip_direction"))]
         lengths = [_number(row[key], 1) for key in ("delta_w", "delta_s")]
         body.append([row["prompt"], row["method"], *measured, *figures, *lengths])
     return markdown(header, body)

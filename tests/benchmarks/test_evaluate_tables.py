@@ -12,7 +12,7 @@ from styleclip_rt.benchmarks.evaluate_tables import COMMAND, EVALUATE_TABLES
 from styleclip_rt.benchmarks.report import TABLES
 
 KEYS = ("prompt", "method", "faces", "success", "others_changed", "worst_other", "worst_share", "identity_cosine",
-        "clip_gain", "clip_direction", "delta_w", "delta_s")  # fmt: skip
+        "clip_success", "clip_others", "clip_gain", "clip_direction", "delta_w", "delta_s")  # fmt: skip
 
 
 def write(folder: Path, kind: str, rows: list[dict[str, Any]]) -> Path:
@@ -24,7 +24,7 @@ def write(folder: Path, kind: str, rows: list[dict[str, Any]]) -> Path:
 
 
 def row(prompt: str, method: str, success: float, others: float, identity: float = 0.9) -> dict[str, Any]:
-    values = (prompt, method, 30, success, others, "skin", 0.1, identity, 0.4, 0.7, "", 12.0)
+    values = (prompt, method, 30, success, others, "skin", 0.1, identity, 0.8, 0.1, 0.4, 0.7, "", 12.0)
     return dict(zip(KEYS, values, strict=True))
 
 
