@@ -28,7 +28,7 @@ from .networks.stylegan2 import Generator
 
 ImageEncoder = Callable[[Tensor], Tensor]
 CPU_PIXELS, GPU_PIXELS = 16 * 64 * 64, 1 << 22
-"""Pixels of the pictures whose graph is kept at once: one picture of 1024 px on a CPU (about 3 GB), four on a GPU."""
+"""Pixels of the pictures whose graph is kept at once: one picture of 1024 px on a CPU, four on a GPU."""
 
 
 @dataclass(frozen=True)
