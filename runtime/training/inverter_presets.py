@@ -42,11 +42,11 @@ class InverterPreset:
 
     encoder: str = "narrow"
     weights: InverterWeights = field(default_factory=InverterWeights)
-    warm_steps: int = 1800
-    warm_batch: int = 64
+    warm_steps: int = 1500
+    warm_batch: int = 32
     warm_lr: float = 1.5e-3
-    steps: int = 1200
-    batch: int = 32
+    steps: int = 1000
+    batch: int = 16
     lr: float = 6e-4
     optimizer: str = "adam"
     unlock: tuple[float, float] = (0.1, 0.5)

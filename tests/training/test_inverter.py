@@ -215,10 +215,10 @@ def test_each_network_learns_from_its_own_term_alone(pack: Pack) -> None:
 def test_r1_comes_every_so_many_steps(pack: Pack) -> None:
     step = step_of(pack)
     real, fake = torch.randn(4, 12), torch.randn(4, 12)
-    plain = float(step.tell_apart(real.clone(), fake, 1))
-    lazy = float(step.tell_apart(real.clone(), fake, 4))
+    plain = float(step.tell_apart(real.clone(), fake, 1).detach())
+    lazy = float(step.tell_apart(real.clone(), fake, 4).detach())
     real = real.requires_grad_(True)
-    penalty = float(losses.r1_penalty(step.networks.discriminator(real), real))
+    penalty = float(losses.r1_penalty(step.networks.discriminator(real), real).detach())
     assert lazy == pytest.approx(plain + SHORT.r1 / 2 * SHORT.r1_every * penalty, rel=1e-5)
 
 
