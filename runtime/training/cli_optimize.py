@@ -30,7 +30,7 @@ Examples:
 """
 WEIGHT = click.FloatRange(0, 1e6)
 SETTINGS = (
-    click.option("--space", type=click.Choice(["w+", "s"]), help="Where: in w+, or in style space."),
+    click.option("--space", type=click.Choice(["w+", "w", "s"]), help="w+, one offset for its layers, or styles."),
     click.option("--channels", type=click.Choice(["conv", "all"]), help="In style space: toRGB channels too, or not."),
     click.option("--steps", metavar="COUNT", type=click.IntRange(1, 1_000_000), help="Steps of Adam."),
     click.option("--lr", metavar="RATE", type=click.FloatRange(0, 1e3, min_open=True), help="Largest learning rate."),

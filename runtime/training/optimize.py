@@ -209,7 +209,7 @@ class Run:
             Optimized(
                 name=self.inputs.names[first + i],
                 prompt=self.prompt,
-                w=latent[i : i + 1].cpu() if self.settings.space == "w+" else None,
+                w=None if self.settings.space == "s" else latent[i : i + 1].cpu(),
                 start_w=self.inputs.w[first + i : first + i + 1],
                 before={**_row(state.initial, i), "loss": float(state.history[0][i])},
                 after={**_row(terms, i), "loss": float(loss[i])},

@@ -100,7 +100,7 @@ class Objective:
 
     def latent_of(self, w: Tensor) -> Tensor:
         """w+ [n,L,W] -> the latent that is optimised: itself, or s [n,S]."""
-        if self.settings.space == "w+":
+        if self.settings.space != "s":
             return w
         with torch.no_grad():
             return self.generator.styles(w)
@@ -144,6 +144,8 @@ class Objective:
             scale /= 2
         if self.mask is not None:
             gradient = gradient * self.mask
+        if self.settings.space == "w":  # Adam then moves all layers alike
+            gradient = gradient.mean(1, keepdim=True).expand_as(gradient)
         return Evaluation(total.detach(), {name: term.detach() for name, term in terms.items()}, gradient, scale)
 
     def _losses(self, latent: Tensor, start: Start) -> tuple[Tensor, dict[str, Tensor]]:

@@ -36,7 +36,7 @@ class Files:
         several, words = len(names) > 1, slug(prompt)[:60] or "prompt"
         default = f"optimized-{words}/" if several else f"{names[0]}-{words}-optimized.png"
         self.out, self.strip = Path(out or default), strip
-        self.suffix = ".npz" if space == "w+" else ".npy"
+        self.suffix = ".npy" if space == "s" else ".npz"
         self.folder = (out or default).endswith(("/", os.sep)) or self.out.is_dir()
         if several and not self.folder:
             raise InputError(f"{len(names)} faces go into a folder; expected --out DIR/, got {self.out}")

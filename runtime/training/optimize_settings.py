@@ -10,7 +10,7 @@ from typing import Any
 from ...engines.errors import InputError
 from .pack import Pack
 
-SPACES = ("w+", "s")
+SPACES = ("w+", "w", "s")
 CHANNELS = ("conv", "all")
 FRONT_ENDS = ("raw", "clip")
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -29,7 +29,8 @@ class OptimizeSettings:
     """How a latent is optimised. The defaults are the published ones (Patashnik et al. 2021, section 4, and its code).
 
     Attributes:
-        space: "w+", or "s" for style space.
+        space: "w+", or "s" for style space, as published; "w" moves all layers of w+ by one offset, which stays closer
+            to what a generator draws where its w+ has much room beside that.
         channels: in style space, "conv" moves the channels of the convolutions, as published; "all" those of toRGB too.
         steps, lr: Adam's; the rate of a step is `rate(step, steps, lr)`.
         lambda_clip: weight of D_CLIP = 1 - cos(image, text), which equals 1 - logits / 100 where the scale is 100.
