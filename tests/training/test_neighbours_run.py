@@ -29,11 +29,23 @@ def run(*args: object) -> Result:
     return CliRunner().invoke(cli.cli, ["train", "neighbours", *map(str, args)])
 
 
+def last_channel() -> int:
+    """The channel of the last convolution that varies most."""
+    pack = load_pack("toyfaces")
+    layer = pack.layout.style_layers[-2]
+    return int(pack.statistics.s_std[layer.offset : layer.offset + layer.channels].argmax())
+
+
+def channel_name() -> str:
+    return f"one-b64-conv1-{last_channel()}"
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
     """The shipped pack with two components and one channel."""
     out = tmp_path_factory.mktemp("made") / "pack"
-    for options in (["ganspace", "--components", 2, "--samples", 1500], ["stylespace", "--channel", "b64.torgb:4"]):
+    channel = ["stylespace", "--channel", f"b64.conv1:{last_channel()}", "--name", "one"]
+    for options in (["ganspace", "--components", 2, "--samples", 1500], channel):
         base = out if out.exists() else "toyfaces"
         result = run("--method", *options, "--pack", base, "--out", out, "--faces", 1, "--alphas", "0,2", "--json")
         assert result.exit_code == 0, result.output
@@ -79,13 +91,15 @@ def test_a_dry_run_writes_nothing(tmp_path):
 
 def test_the_pack_holds_the_directions_beside_all_else(made):
     pack = load_pack(made)
-    assert pack.directions_named == ("ganspace-0", "ganspace-1", "stylespace-b64-torgb-4")
+    assert pack.directions_named == ("ganspace-0", "ganspace-1", channel_name())
     assert set(load_pack("toyfaces").components) <= set(pack.components)
     assert read(pack, "ganspace-0").config["sigma"] > read(pack, "ganspace-1").config["sigma"] > 0
-    channel = read(pack, "stylespace-b64-torgb-4").delta_s
-    layer = pack.layout.style_layers[-1]
-    assert channel.nonzero().tolist() == [[layer.offset + 4]]
-    assert float(channel[layer.offset + 4]) == pytest.approx(float(pack.statistics.s_std[layer.offset + 4]))
+    channel = read(pack, channel_name()).delta_s
+    layer = pack.layout.style_layers[-2]
+    assert channel.nonzero().tolist() == [[layer.offset + last_channel()]]
+    assert float(channel[layer.offset + last_channel()]) == pytest.approx(
+        float(pack.statistics.s_std[layer.offset + last_channel()])
+    )
     assert Image.open(made.with_name("pack-work") / "ganspace.png").width > 200
 
 
@@ -106,8 +120,8 @@ def test_a_bundle_edits_along_them_as_the_networks_do(made, tmp_path):
         editor.bundle.verify()
         assert editor.directions_named == pack.directions_named
         w = editor.sample([3])
-        slider = editor.slider(w, direction="stylespace-b64-torgb-4")
-        assert slider.cut is not None, "a change of the last layer starts there"
+        slider = editor.slider(w, direction=channel_name())
+        assert slider.cut is not None, "a change of the last layers starts there"
         for name in editor.directions_named:
             result = editor.edit_latents(w, direction=name, alpha=4)
             torch_s = pack.generator.styles(torch.from_numpy(w)) + 4 * read(pack, name).delta_s
@@ -116,7 +130,7 @@ def test_a_bundle_edits_along_them_as_the_networks_do(made, tmp_path):
             expected = ((image.clamp(-1, 1) + 1) * 127.5).round().permute(1, 2, 0).numpy()
             assert np.abs(np.asarray(result.image).astype(int) - expected).max() <= 1
             assert np.abs(np.asarray(editor.edit_latents(w, direction=name, alpha=0).image) - expected).max() > 1
-        alone = editor.edit_latents(w, direction="stylespace-b64-torgb-4", alpha=4).image
+        alone = editor.edit_latents(w, direction=channel_name(), alpha=4).image
         assert np.abs(np.asarray(slider.at(4)).astype(int) - np.asarray(alone)).max() <= 1
 
 
