@@ -239,4 +239,5 @@ def past_corner(f: Factors, away: NDArray[np.int64], share: Array) -> Factors:
     """
     share = np.where(f["hair_weights"].max(1) > 0.9, share, 0)[:, None].astype(np.float32)
     step = share * (_one_hot(f["hair_weights"].argmax(1), 6) - _one_hot(away, 6))
-    return {**f, "hair_weights": f["hair_weights"] + step, "hair_rgb": f["hair_rgb"] + step @ HAIR_PALETTE}
+    rgb = f["hair_rgb"] + step @ HAIR_PALETTE
+    return {**f, "hair_weights": (f["hair_weights"] + step).astype(np.float32), "hair_rgb": rgb.astype(np.float32)}
