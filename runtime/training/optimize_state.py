@@ -122,12 +122,8 @@ class State:
 
 
 def save(state: State, path: Path) -> None:
-    """Writes a checkpoint, whole or not at all; InputError where it cannot be written. The older one then remains."""
-    try:
-        save_atomically({f.name: getattr(state, f.name) for f in fields(state)}, path)
-    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise InputError(f"cannot write the checkpoint {path}: {reason}; the one before it remains") from error
+    """Writes a checkpoint, whole or not at all; StyleclipError where it cannot be written. The older one remains."""
+    save_atomically({f.name: getattr(state, f.name) for f in fields(state)}, path)
 
 
 def load(path: Path) -> State | None:

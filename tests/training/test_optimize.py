@@ -58,7 +58,7 @@ def test_the_loss_and_its_gradient_are_the_published_ones(pack: Pack, w: Tensor)
         leaf = moved[i : i + 1].clone().requires_grad_()
         expected = published_loss(pack, leaf, w[i : i + 1], 0.005)
         (gradient,) = torch.autograd.grad(expected, leaf)
-        assert float(found.total[i]) == pytest.approx(float(expected), abs=1e-5)
+        assert float(found.total[i]) == pytest.approx(float(expected.detach()), abs=1e-5)
         assert (found.gradient[i] - gradient[0]).abs().max() < 1e-4 * gradient.abs().max()
 
 
@@ -125,7 +125,7 @@ def test_it_equals_adam_of_torch_with_the_published_schedule(pack: Pack, w: Tens
     assert found.w is not None
     # The latent of the last step, before its update. Adam divides by the gradient's size and so magnifies rounding.
     assert (found.w - seen).abs().mean() < 0.01 * (found.w - start).abs().mean()
-    assert found.after["loss"] == pytest.approx(float(loss), abs=1e-4)
+    assert found.after["loss"] == pytest.approx(float(loss.detach()), abs=5e-3)
 
 
 def test_the_update_is_torch_adams_bit_for_bit() -> None:
@@ -161,10 +161,10 @@ def test_a_batch_equals_single_runs(pack: Pack, w: Tensor) -> None:
         assert one.w is not None
         assert alone.w is not None
         assert (one.w - alone.w).abs().mean() < 0.01 * (one.w - w[i]).abs().mean()
-        assert one.after["loss"] == pytest.approx(alone.after["loss"], abs=1e-4)
+        assert one.after["loss"] == pytest.approx(alone.after["loss"], abs=5e-3)
     in_pieces = optimize(pack, w, "purple-hair", replace(settings, batch=2))
     assert [r.name for r in in_pieces] == ["face0000", "face0001", "face0002"]
-    assert in_pieces[2].after["loss"] == pytest.approx(together[2].after["loss"], abs=1e-4)
+    assert in_pieces[2].after["loss"] == pytest.approx(together[2].after["loss"], abs=5e-3)
 
 
 @pytest.mark.parametrize("channels", ["conv", "all"])

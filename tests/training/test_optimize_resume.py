@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from styleclip_rt.engines.errors import InputError
+from styleclip_rt.engines.errors import InputError, StyleclipError
 from styleclip_rt.runtime.prompts import Prompt
 from styleclip_rt.runtime.training import optimize_state
 from styleclip_rt.runtime.training.inputs import read_inputs
@@ -77,7 +77,7 @@ def test_another_run_in_the_folder_is_refused_or_replaced(pack: Pack, w: Tensor,
     saving = Saving(tmp_path)
     settings = replace(SHORT_RUN, steps=2)
     optimize(pack, w[:1], "purple-hair", settings, saving=saving)
-    with pytest.raises(InputError, match=r"holds another run .other lr, target.*delete this one"):
+    with pytest.raises(InputError, match=r"holds another run .other lr, neutral, target.*delete this one"):
         optimize(pack, w[:1], "a face with glasses", replace(settings, lr=0.2), saving=saving)
     with pytest.raises(InputError, match="other faces, latents"):
         optimize(pack, w[:2], "purple-hair", settings, saving=saving)
@@ -112,7 +112,9 @@ def test_a_full_disk_is_one_line_and_keeps_the_older_checkpoint(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(InputError, match=r"batch-0000.pt: No space left on device; the one before it remains"):
+    with pytest.raises(
+        StyleclipError, match=r"batch-0000.pt: No space left on device; the checkpoint there is the prev"
+    ):
         optimize_state.save(state, file)
     assert file.read_bytes() == before
 
