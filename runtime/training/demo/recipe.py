@@ -35,7 +35,7 @@ from .vocabulary import token_config
 
 MAPPERS = ("bob-cut", "purple-hair", "glasses", "surprised")
 PSI = 1.0  # the faces are drawn from a product of classes: their mean is no face, so nothing is truncated towards it
-DIRECTION_IMAGES, DIRECTION_SIGMAS = 32, 3.0
+DIRECTION_IMAGES, DIRECTION_SIGMAS = 32, 5.0
 DIRECTIONS = {"images": DIRECTION_IMAGES, "sigmas": DIRECTION_SIGMAS, "channels": "conv"}
 LICENCE, SOURCE = "Apache-2.0", "styleclip-rt demo train"
 
