@@ -293,7 +293,7 @@ def test_completion(run, shell):
 def test_completion_of_names_imports_no_command(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     context = click.Context(cli.cli)
-    assert [item.value for item in cli.cli.shell_complete(context, "e")] == ["edit", "export"]
+    assert [item.value for item in cli.cli.shell_complete(context, "e")] == ["edit", "export", "evaluate"]
 
 
 @pytest.mark.parametrize("command", ["edit", "invert", "generate", "info", "completion"])
