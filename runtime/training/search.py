@@ -38,9 +38,10 @@ class Setting:
 def merit(edited: Edited, alpha: float) -> float:
     """Success, less what else changed: little up to 6% (a judge flips borderline faces), much beyond.
 
-    Identity and a small alpha break ties; nothing is gained by the last four per cent of success.
+    Identity counts, since a smeared picture loses it before the judge sees another class; a small alpha breaks ties;
+    nothing is gained by the last four per cent of success.
     """
-    identity = 0.0 if np.isnan(edited.identity) else 0.1 * (1 - edited.identity)
+    identity = 0.0 if np.isnan(edited.identity) else 0.3 * (1 - edited.identity)
     changed = edited.outcome.others_changed
     return min(edited.outcome.success, 0.96) - 0.3 * changed - 3.0 * max(0.0, changed - 0.06) - identity - 0.003 * alpha
 
