@@ -77,7 +77,7 @@ def make_plan(pack: Pack, request: FiniteRequest) -> FinitePlan:
                 f"pack {pack.name!r} has no {component!r}, which channel directions are made with; add it with "
                 f"`styleclip-rt pack import --base {pack.path}`"
             )
-    out = destination(pack, request.out)
+    out = destination(pack, request.out, ("directions", "statistics"))
     work = request.work or out.with_name(f"{out.name}-work")
     return FinitePlan(pack, request, out, work)
 

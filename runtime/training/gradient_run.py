@@ -123,7 +123,8 @@ def make_plan(pack: Pack, request: GradientRequest) -> GradientPlan:
     if prompt is not None:
         check_name(request.name or prompt.name)
     alone = request.preview and request.out is None
-    return GradientPlan(pack, request, None if alone else destination(pack, request.out), prompt)
+    makes = ("directions", "statistics", "direction/")
+    return GradientPlan(pack, request, None if alone else destination(pack, request.out, makes), prompt)
 
 
 def base_styles(pack: Pack, statistics: Statistics, images: int) -> Tensor:

@@ -102,8 +102,7 @@ def make_plan(pack: Pack, request: InverterRequest) -> InverterPlan:
     settings, notes = without_missing(pack, settings)
     check_preset(settings)
     config = going_on(pack) if request.go_on else encoder_config(settings.encoder, pack.layout.config)
-    out = destination(pack, request.out)
-    check_out(pack, out)
+    out = destination(pack, request.out, ("inverter",))
     work = request.work or out.absolute().with_name(f"{out.absolute().name}-work")
     framing = framing_of(pack, request, config.input_size) if request.photos is not None else None
     count = len(photo_files(request.photos)) if request.photos is not None else 0
@@ -137,13 +136,6 @@ def framing_of(pack: Pack, request: InverterRequest, size: int) -> Framing:
     if model is not None and request.align is False:
         raise InputError("--no-align takes the photos as they are; leave out --landmark-model")
     return settle(alignment, size, open_finder(model) if model else None, None, request.align, open_finder)
-
-
-def check_out(pack: Pack, out: Path) -> None:
-    """InputError where `out` is another pack with components that would be lost: it is written anew from `pack`."""
-    from .mapper_run import check_out as check
-
-    check(pack, out, "inverter")
 
 
 @dataclass(frozen=True)

@@ -109,8 +109,7 @@ def make_plan(pack: Pack, request: MapperRequest) -> MapperPlan:
         notes.append("the pack has no identity network: the identity loss is left out")
     mapper_config(pack.layout, settings)
     ranks().check_batch(settings.batch)
-    out = destination(pack, request.out)
-    check_out(pack, out, f"mapper/{name}")
+    out = destination(pack, request.out, (f"mapper/{name}",))
     work = request.work or out.absolute().with_name(f"{out.absolute().name}-work")
     return MapperPlan(pack, request, name, target, neutral, settings, out, work, tuple(notes))
 
@@ -134,20 +133,6 @@ def settle_prompt(pack: Pack, text: str, neutral: str | None, name: str | None) 
 
 def _weights(weights: LossWeights, changes: Mapping[str, float | None]) -> LossWeights:
     return replace(weights, **{key: value for key, value in changes.items() if value is not None})
-
-
-def check_out(pack: Pack, out: Path, component: str) -> None:
-    """InputError where `out` is another pack with components that would be lost: it is written anew from `pack`."""
-    from .pack_format import MANIFEST, read_manifest
-
-    if not (out / MANIFEST).is_file() or out.resolve() == pack.path.resolve():
-        return
-    lost = set(read_manifest(out)[0]["components"]) - {*pack.components, component}
-    if lost:
-        raise InputError(
-            f"{out} is a pack with {', '.join(sorted(lost))}, which would be lost; to add to it give --pack {out} "
-            "without --out, or name a new folder"
-        )
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,7 @@ def make_plan(pack: Pack, request: Request) -> Plan:
         pack.entry(part)
     if request.rank == "table":
         pack.entry("directions")
-    out = destination(pack, request.out)
+    out = destination(pack, request.out, ("direction/",))
     work = request.work or out.absolute().with_name(f"{out.absolute().name}-work")
     prompt = _prompt(pack, request)
     name = request.name or "-".join([request.method, *([slug(prompt.name)] if prompt else [])])[:56]

@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ...engines.errors import InputError
 from .pack import DATA, Pack
+from .pack_format import MANIFEST, read_manifest
 from .pack_writer import Component, PackWriter
 
 
-def destination(pack: Pack, out: Path | None) -> Path:
-    """Where results for `pack` are written: `out`, else the pack's own folder.
+def destination(pack: Pack, out: Path | None, makes: Iterable[str] = ()) -> Path:
+    """Where results for `pack` are written: `out`, else the pack's own folder. Call it before a long training.
 
-    Raises InputError for a pack that ships inside the package: it is not changed. Call it before a long training.
+    makes: components that the training will write; one that ends in "/" stands for all of that kind.
+    Raises InputError for a pack that ships inside the package, which is not changed, and where `out` is another pack
+    with components that would be lost: it is written anew from `pack`.
     """
     if out is None and pack.path.resolve().is_relative_to(DATA.resolve()):
         raise InputError(
             f"the pack {pack.name!r} ships with the package and is not changed; name a new pack with --out"
         )
+    if out is not None and (out / MANIFEST).is_file() and out.resolve() != pack.path.resolve():
+        _refuse_loss(pack, out, tuple(makes))
     return out if out is not None else pack.path
+
+
+def _refuse_loss(pack: Pack, out: Path, makes: tuple[str, ...]) -> None:
+    there = set(read_manifest(out)[0]["components"]) - set(pack.components)
+    kinds = tuple(name for name in makes if name.endswith("/"))
+    lost = sorted(name for name in there if name not in makes and not (kinds and name.startswith(kinds)))
+    if lost:
+        raise InputError(
+            f"{out} is a pack with {', '.join(lost)}, which would be lost; to add to it give --pack {out} "
+            "without --out, or name a new folder"
+        )
 
 
 def publish(
@@ -34,7 +50,7 @@ def publish(
     prompts: entries that are merged into those of the same name ({"bob-cut": {"mapper": "mapper/bob-cut"}}).
     Returns the folder of the pack.
     """
-    with PackWriter(destination(pack, out), pack.name, base=pack.path) as writer:
+    with PackWriter(destination(pack, out, components), pack.name, base=pack.path) as writer:
         writer.components.update(components)
         for name, entry in (prompts or {}).items():
             writer.prompts[name] = {**writer.prompts.get(name, {}), **entry}

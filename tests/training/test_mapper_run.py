@@ -20,8 +20,9 @@ torch = pytest.importorskip("torch", reason="the PyTorch path needs the extra 't
 from styleclip_rt.engines.errors import InputError, PackError, StyleclipError  # noqa: E402
 from styleclip_rt.runtime.cli import cli  # noqa: E402
 from styleclip_rt.runtime.training import mapper_report  # noqa: E402
-from styleclip_rt.runtime.training.mapper_run import MapperRequest, check_out, make_plan, settle_prompt  # noqa: E402
+from styleclip_rt.runtime.training.mapper_run import MapperRequest, make_plan, settle_prompt  # noqa: E402
 from styleclip_rt.runtime.training.pack import PackWriter, load_pack  # noqa: E402
+from styleclip_rt.runtime.training.publish import destination  # noqa: E402
 
 TINY = ["--steps", "2", "--batch", "2", "--tests", "2", "--validate-every", "50"]
 
@@ -90,9 +91,9 @@ def test_a_pack_that_would_lose_something_is_not_overwritten(toyfaces, tmp_path)
     with PackWriter(tmp_path / "other", "other", base=toyfaces.path) as writer:
         writer.add("mapper/mine", toyfaces.mapper("bob-cut"))
     with pytest.raises(InputError, match=r"mapper/mine, which would be lost; to add to it give --pack"):
-        check_out(toyfaces, tmp_path / "other", "mapper/bob-cut")
-    check_out(toyfaces, tmp_path / "other", "mapper/mine")
-    check_out(load_pack(tmp_path / "other"), tmp_path / "other", "mapper/bob-cut")
+        destination(toyfaces, tmp_path / "other", ["mapper/bob-cut"])
+    destination(toyfaces, tmp_path / "other", ["mapper/mine"])
+    destination(load_pack(tmp_path / "other"), tmp_path / "other", ["mapper/bob-cut"])
 
 
 def test_a_dry_run_says_everything_and_writes_nothing(tmp_path):
