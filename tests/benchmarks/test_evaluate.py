@@ -203,11 +203,12 @@ def test_curves_run_over_alpha_beta_and_strength(subject: Subject, prompts: list
     few = faces.take(np.arange(4))
     rows = evaluate.curves(subject, prompts[:1], ("global", "mapper", "optimize"), few)
     betas = {row["beta"] for row in rows if row["method"] == "global"}
-    assert len(betas) == 5
+    assert betas <= {min(1.0, round(prompts[0].beta * factor, 4)) for factor in evaluate.BETA_FACTORS}
+    assert len(betas) >= 3  # two that move the same number of channels are one curve
     by_beta = {beta: [row for row in rows if row["beta"] == beta] for beta in betas}
     assert all([row["alpha"] for row in line] == sorted(row["alpha"] for row in line) for line in by_beta.values())
     counts = [by_beta[beta][0]["channels"] for beta in sorted(betas)]
-    assert counts == sorted(counts, reverse=True)
+    assert counts == sorted(set(counts), reverse=True)
     assert len([row for row in rows if row["method"] == "mapper"]) == len(evaluate.ALPHA_FACTORS)
     at_one = [row for row in rows if row["method"] == "mapper" and row["alpha"] == prompts[0].strength]
     assert at_one[0]["success"] >= rows[0]["success"]
