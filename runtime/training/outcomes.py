@@ -92,8 +92,7 @@ RELATED = 0.5
 STEP = 1.0
 """In standard deviations of unedited faces: what counts as reached, and what as changed.
 
-On toyfaces, where the truth is known, this agrees far better with the judge than asking which text is nearer: the
-cosines of pictures with two texts differ by a constant that says nothing about a picture.
+Not which text is nearer: the cosines of pictures with two texts differ by a constant that says nothing about a picture.
 """
 
 
