@@ -11,11 +11,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ..engines.errors import MissingDependency
 from ..runtime import images
 from ..runtime.sheets import MAX_CELLS
 from ..runtime.training import contact
 from .evaluate import Report
+from .plots import pyplot
 
 Row = dict[str, Any]
 COLOURS = ("#3d5a80", "#ee6c4d", "#2a9d8f", "#8d99ae", "#9b5de5", "#bc6c25")
@@ -79,13 +79,7 @@ def plot(report: Report, path: Path) -> Path:
     Raises:
         MissingDependency: matplotlib is not installed.
     """
-    try:
-        import matplotlib as mpl
-
-        mpl.use("Agg")
-        from matplotlib import pyplot as plt
-    except ImportError as error:
-        raise MissingDependency("figures need matplotlib; run: python -m pip install 'styleclip-rt[bench]'") from error
+    plt = pyplot()
     prompts = list(dict.fromkeys(row["prompt"] for row in report.curves))
     columns = min(2, len(prompts))
     lines = -(-len(prompts) // columns)

@@ -13,12 +13,8 @@ from .plan import ORIGINAL
 COLOURS = {"baseline": "#8d99ae", "technique": "#3d5a80", "engine": "#ee6c4d"}
 
 
-def plot(record: dict[str, Any], base: Path) -> list[Path]:
-    """Write `<base>-waterfall.png`, `-batches.png` and `-percentiles.png` of a run's JSON; those that have data.
-
-    Raises:
-        MissingDependency: matplotlib is not installed.
-    """
+def pyplot() -> Any:
+    """matplotlib's pyplot, drawing into files; MissingDependency names the extra."""
     try:
         import matplotlib as mpl
 
@@ -26,6 +22,16 @@ def plot(record: dict[str, Any], base: Path) -> list[Path]:
         from matplotlib import pyplot as plt
     except ImportError as error:
         raise MissingDependency("figures need matplotlib; run: python -m pip install 'styleclip-rt[bench]'") from error
+    return plt
+
+
+def plot(record: dict[str, Any], base: Path) -> list[Path]:
+    """Write `<base>-waterfall.png`, `-batches.png` and `-percentiles.png` of a run's JSON; those that have data.
+
+    Raises:
+        MissingDependency: matplotlib is not installed.
+    """
+    plt = pyplot()
     written = []
     for name, draw in (("waterfall", waterfall), ("batches", batches), ("percentiles", percentiles)):
         figure, axes = plt.subplots(figsize=(8, 4.5), constrained_layout=True)

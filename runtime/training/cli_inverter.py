@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..cli_common import F, json_option, print_json
+from .cli_plan import closing_table, show_plan
 
 if TYPE_CHECKING:
-    from .inverter_run import InverterPlan, InverterRequest, InverterResult
+    from .inverter_run import InverterRequest, InverterResult
 
 EPILOG = """\b
 Examples:
@@ -88,7 +89,7 @@ def inverter(pack_name: str, threads: int | None, dry_run: bool, as_json: bool, 
         torch.set_num_threads(threads)
     plan = make_plan(load_pack(pack_name), request_of(options))
     if dry_run:
-        show_plan(plan, as_json)
+        show_plan(plan.to_dict(), as_json)
         return
     for note in plan.notes:
         click.echo(f"note: {note}", err=True)
@@ -106,17 +107,6 @@ def request_of(options: dict[str, Any]) -> InverterRequest:
     return InverterRequest(changes=changes, weights=weights, align=align, **options)
 
 
-def show_plan(plan: InverterPlan, as_json: bool) -> None:
-    """The plan as JSON or as aligned lines."""
-    record = plan.to_dict()
-    if as_json:
-        print_json(record)
-        return
-    settings = record.pop("settings")
-    for key, value in {**record, **settings}.items():
-        click.echo(f"{key:16} {value}")
-
-
 def table(result: InverterResult) -> str:
     """The closing table."""
     rows = {}
@@ -129,6 +119,4 @@ def table(result: InverterResult) -> str:
         "pack": str(result.pack),
         "next": f"styleclip-rt export --pack {result.pack}",
     }
-    lines = [f"{key:10} {value}" for key, value in rows.items()]
-    left_out = [f"note: left out {name}: {why}" for name, why in result.skipped.items()]
-    return "\n".join([*lines, *left_out])
+    return closing_table(rows, (f"left out {name}: {why}" for name, why in result.skipped.items()))

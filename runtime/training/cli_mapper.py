@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..cli_common import F, json_option, print_json
+from .cli_plan import closing_table, show_plan
 
 if TYPE_CHECKING:
     from .mapper_faces import FaceSources
@@ -102,7 +103,7 @@ def mapper(pack_name: str, threads: int | None, dry_run: bool, as_json: bool, **
     with process_group() as ranks:
         plan = make_plan(load_pack(pack_name), request_of(options))
         if dry_run:
-            show_plan(plan, as_json)
+            show_plan(plan.to_dict(), as_json)
             return
         for note in notes_of(plan) if ranks.first else ():
             click.echo(f"note: {note}", err=True)
@@ -141,17 +142,6 @@ def notes_of(plan: MapperPlan) -> tuple[str, ...]:
     return (*plan.notes, missing)
 
 
-def show_plan(plan: MapperPlan, as_json: bool) -> None:
-    """The plan as JSON or as aligned lines."""
-    record = plan.to_dict()
-    if as_json:
-        print_json(record)
-        return
-    settings = record.pop("settings")
-    for key, value in {**record, **settings}.items():
-        click.echo(f"{key:16} {value}")
-
-
 def table(result: MapperResult) -> str:
     """The closing table."""
     score, plan = result.score, result.plan
@@ -168,5 +158,4 @@ def table(result: MapperResult) -> str:
         "pack": str(result.pack),
         "next": f"styleclip-rt export --pack {result.pack} --prompt {plan.name}",
     }
-    lines = [f"{key:10} {value}" for key, value in rows.items()]
-    return "\n".join([*lines, *(f"note: {note}" for note in result.faces.notes)])
+    return closing_table(rows, result.faces.notes)

@@ -31,7 +31,7 @@ from .inverter_losses import (
 )
 from .inverter_photos import Photos
 from .inverter_presets import InverterPreset, unlocked
-from .loop import Watch, device, fast_bfloat16, rng_for, train
+from .loop import Watch, device, mixed_precision, rng_for, train
 from .loop_store import SafetensorsStore
 from .losses import identity_loss
 from .networks.clip import area_resize
@@ -100,7 +100,7 @@ class Faces:
 
     def drawn(self, w: Tensor) -> Tensor:
         """Pictures [n,3,I,I] in -1..1 of w [n,W], as the encoder sees them."""
-        with torch.no_grad(), mixed_precision():
+        with torch.no_grad(), mixed_precision(device()):
             return resized(self.generator(self.generator.broadcast(w)).float(), self.size).clamp(-1, 1)
 
     def batch(self, rng: np.random.Generator, count: int) -> tuple[Tensor, Tensor]:
@@ -113,11 +113,6 @@ class Faces:
             index = rng.choice(self.photos.training, real)
             parts.insert(0, self.photos.batch(index, rng.random(real) < 0.5).to(device()))
         return torch.cat(parts), w
-
-
-def mixed_precision() -> torch.autocast:
-    """bfloat16 where the hardware multiplies it faster, else float32."""
-    return torch.autocast(device().type, torch.bfloat16, enabled=fast_bfloat16(device()))
 
 
 def resized(image: Tensor, size: int) -> Tensor:
@@ -147,7 +142,7 @@ class WarmStep:
         """Losses of step `i`."""
         w = self.faces.w(rng_for(self.seed, i), self.faces.settings.warm_batch)
         image = self.faces.drawn(w)
-        with mixed_precision():
+        with mixed_precision(device()):
             w_plus = self.networks.encoder(image)
         loss = known_w_loss(w_plus.float(), w)
         return {"loss": loss, "nmse": loss / self.networks.discriminator.scale.square()}
@@ -172,7 +167,7 @@ class EndToEndStep:
 
     def invert(self, target: Tensor, free: int) -> Tensor:
         """Pictures [N,3,I,I] -> w+ [N,L,W], whose layers after the first `free` offsets repeat the base."""
-        with mixed_precision():
+        with mixed_precision(device()):
             w_plus = self.networks.encoder(target)
         base = w_plus[:, :1].float()
         return torch.cat([base, w_plus[:, 1 : 1 + free].float(), base.expand(-1, w_plus.shape[1] - 1 - free, -1)], 1)
@@ -182,7 +177,7 @@ class EndToEndStep:
         rng, weights, free = rng_for(self.seed, i), self.settings.weights, self.free(i)
         target, w = self.faces.batch(rng, self.settings.batch)
         w_plus = self.invert(target, free)
-        with mixed_precision():
+        with mixed_precision(device()):
             image = resized(self.faces.generator(w_plus).float(), self.faces.size)
             terms = self.critics(image, target)
         terms["offsets"] = offset_norm(w_plus[:, 1 : 1 + free] - w_plus[:, :1]) if free else w_plus.new_zeros(())

@@ -33,24 +33,17 @@ from styleclip_rt.runtime.training.inverter_presets import (
     unlocked,
 )
 from styleclip_rt.runtime.training.inverter_report import Examiner
-from styleclip_rt.runtime.training.networks.arcface import ArcFace, ArcFaceConfig
 from styleclip_rt.runtime.training.networks.e4e import E4EConfig, Encoder4Editing
-from styleclip_rt.runtime.training.networks.stylegan2 import Generator, GeneratorConfig
-from styleclip_rt.runtime.training.pack import Pack, PackWriter, load_pack
+from styleclip_rt.runtime.training.networks.stylegan2 import GeneratorConfig
+from styleclip_rt.runtime.training.pack import Pack
 
-CONFIG = GeneratorConfig(resolution=16, z_dim=12, w_dim=12, mapping_layers=2, channels={4: 8, 8: 8, 16: 6})
 ENCODER = E4EConfig(6, 12, 16, 8, ((12, 1), (16, 1), (16, 1)), 4, 12, 2, 4)
 SHORT = InverterPreset(warm_steps=60, warm_batch=16, warm_lr=3e-3, steps=40, batch=8, lr=2e-3, r1_every=4, ema=0.9)
 
 
 @pytest.fixture(scope="module")
-def pack(tmp_path_factory: pytest.TempPathFactory) -> Pack:
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("packs") / "tiny"
-    with PackWriter(folder, "tiny") as writer:
-        writer.add("generator", Generator(CONFIG))
-        writer.add("identity", ArcFace(ArcFaceConfig(16, 8, 8, ((8, 1), (8, 1)), 4)))
-    return load_pack(folder)
+def pack(tiny: Pack) -> Pack:
+    return tiny
 
 
 @pytest.fixture(scope="module")

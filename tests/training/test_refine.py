@@ -16,7 +16,6 @@ from styleclip_rt.runtime import store
 from styleclip_rt.runtime.cli import cli
 from styleclip_rt.runtime.images import image_from_u8, read_image
 from styleclip_rt.runtime.training.inverter_losses import edge_loss, psnr_db
-from styleclip_rt.runtime.training.networks.arcface import ArcFace, ArcFaceConfig
 from styleclip_rt.runtime.training.networks.stylegan2 import Generator, GeneratorConfig
 from styleclip_rt.runtime.training.pack import Pack, PackWriter, load_pack
 from styleclip_rt.runtime.training.pictures import pictures, tensor_of
@@ -31,16 +30,6 @@ from styleclip_rt.runtime.training.refine import (
 )
 
 CONFIG = GeneratorConfig(resolution=16, z_dim=12, w_dim=12, mapping_layers=2, channels={4: 8, 8: 8, 16: 6})
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Pack:
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("packs") / "tiny"
-    with PackWriter(folder, "tiny") as writer:
-        writer.add("generator", Generator(CONFIG))
-        writer.add("identity", ArcFace(ArcFaceConfig(16, 8, 8, ((8, 1), (8, 1)), 4)))
-    return load_pack(folder)
 
 
 def latents(pack: Pack, count: int, seed: int = 0) -> Tensor:

@@ -6,26 +6,14 @@ every kind into every picture. The damage is reported, so that a caption may say
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from ..loop import fast_bfloat16
-
 CLEAN, BLURRY, PIXELATED, BRIGHT, DARK = range(5)
 CONDITIONS = ("clean", "blurry", "pixelated", "bright", "dark")
-
-
-@contextlib.contextmanager
-def mixed_precision(device: torch.device) -> Iterator[None]:
-    """bfloat16 autocast where the hardware multiplies it faster (`fast_bfloat16`), else float32."""
-    with torch.autocast(device.type, torch.bfloat16, enabled=fast_bfloat16(device)):
-        yield
 
 
 def _column(values: NDArray[np.float64]) -> Tensor:

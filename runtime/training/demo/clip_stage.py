@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..loop import device, load_stage, rng_for, train
+from ..loop import device, load_stage, mixed_precision, rng_for, train
 from ..networks.clip import Clip
-from .augment import augment, mixed_precision
+from .augment import augment
 from .captions import captions, holds, matches
 from .clip_report import write_report
 from .dataset import RenderedFaces

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..loop import device, load_stage, rng_for, train
+from ..loop import device, load_stage, mixed_precision, rng_for, train
 from ..networks.arcface import ArcFace, ArcFaceConfig, MarginHead
 from . import factors as fx
-from .augment import mixed_precision, shift_and_scale, soften
+from .augment import shift_and_scale, soften
 from .clip_report import ranking
 from .dataset import to_pm1
 from .judge import finished

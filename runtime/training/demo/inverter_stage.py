@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..inverter_losses import known_w_loss, offset_square, psnr_db
-from ..loop import device, load_stage, rng_for, train
+from ..loop import device, load_stage, mixed_precision, rng_for, train
 from ..networks.e4e import E4EConfig, Encoder4Editing
 from ..networks.stylegan2 import Generator
-from .augment import mixed_precision, soften
+from .augment import soften
 from .dataset import RenderedFaces
 from .generator import CONFIG as GENERATOR
 from .generator import code_rotation, drawing_loss, load_generator

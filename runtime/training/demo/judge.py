@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..loop import device, load_stage, rng_for, train
-from .augment import augment, mixed_precision
+from ..loop import device, load_stage, mixed_precision, rng_for, train
+from .augment import augment
 from .dataset import HELD_OUT_SEED, TRAIN_SEED, RenderedFaces
 from .factors import ATTRIBUTES
 
