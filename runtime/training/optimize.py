@@ -162,7 +162,7 @@ class Run:
         while start is not None and state.step < settings.steps and len(active := state.active):
             if self.save_every and state.step % self.save_every == 0:
                 state.frames[state.step] = state.latent.cpu()
-            found = self.objective.evaluate(state.latent[active], start.take(active), state.scale)
+            found = self.objective.evaluate(state.latent[active], start.take(active), state.scale, state.step)
             if not bool(found.total.isfinite().all() and found.gradient.isfinite().all()):
                 self._fail(state, path, first, active, found.total)
             state.scale = found.scale

@@ -14,13 +14,14 @@ from torch.nn import functional
 
 from ...engines.errors import InputError
 from ..prompts import Prompt
-from .loop import device
+from .loop import device, rng_for
 from .optimize_settings import OptimizeSettings
 from .pack import Pack
 from .texts import PackTexts
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 SHORT = 0.1  # changes of an embedding below this length count in proportion to it
+SEED = 7  # of the other faces of a step
 FIRST_SCALE = 2.0**16  # of float16 losses; halved until no gradient overflows
 
 
@@ -129,14 +130,16 @@ class Objective:
             identity = self.identify(images) if self.settings.lambda_id else None
             return Start(latent, self.embed(images), identity)
 
-    def evaluate(self, latent: Tensor, start: Start, scale: float) -> Evaluation:
+    def evaluate(self, latent: Tensor, start: Start, scale: float, step: int = 0) -> Evaluation:
         """Losses and their gradient. Neither is checked for being finite, but for float16's overflows.
 
         scale: what float16 losses are multiplied by; it is halved where a gradient overflows, and returned.
+        step: which of the run, for the other faces that `views` asks for.
         """
+        shifts = self._shifts(start, step)
         while True:
             leaf = latent.detach().requires_grad_()
-            total, terms = self._losses(leaf, start)
+            total, terms = self._losses(leaf, start, shifts)
             (gradient,) = torch.autograd.grad((total * scale).sum(), leaf)
             gradient = gradient / scale
             if scale <= 1 or bool(gradient.isfinite().all()) or not bool(total.isfinite().all()):
@@ -148,14 +151,37 @@ class Objective:
             gradient = gradient.mean(1, keepdim=True).expand_as(gradient)
         return Evaluation(total.detach(), {name: term.detach() for name, term in terms.items()}, gradient, scale)
 
-    def _losses(self, latent: Tensor, start: Start) -> tuple[Tensor, dict[str, Tensor]]:
+    @torch.no_grad()
+    def _shifts(self, start: Start, step: int) -> list[tuple[Tensor, Tensor]]:
+        """(what leads from each start to another face, that face's CLIP embedding) for every view of a step.
+
+        The random faces are the same for all of a batch: a face's result does not depend on who else is in it.
+        """
+        if not self.settings.views:
+            return []
+        rng, (views, z_dim) = rng_for(SEED, step), (self.settings.views, self.generator.config.z_dim)
+        z = torch.from_numpy(rng.standard_normal((views, z_dim), dtype="float32")).to(device())
+        shares = (rng.random(views) * self.settings.mix).tolist()
+        faces = self.latent_of(self.generator.broadcast(self.generator.mapping_network(z)))
+        shifts = [share * (face - start.latent) for share, face in zip(shares, faces, strict=True)]
+        with self._autocast():
+            return [(shift, self.embed(self.render(start.latent + shift))) for shift in shifts]
+
+    def _losses(
+        self, latent: Tensor, start: Start, shifts: list[tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         with self._autocast():
             images = self.render(latent)
-            embedding = self.embed(images)
+            embeddings = [self.embed(images), *(self.embed(self.render(latent + shift)) for shift, _ in shifts)]
             identity = self.identify(images) if self.settings.lambda_id else None
-        terms = {"clip": 1 - embedding @ self.target, "l2": (latent - start.latent).square().flatten(1).sum(1)}
+        starts = [start.embedding, *(embedding for _, embedding in shifts)]
+        terms = {
+            "clip": torch.stack([1 - embedding @ self.target for embedding in embeddings]).mean(0),
+            "l2": (latent - start.latent).square().flatten(1).sum(1),
+        }
         if self.delta_t is not None:
-            terms["directional"] = 1 - along(embedding - start.embedding, self.delta_t)
+            moves = [along(to - of, self.delta_t) for to, of in zip(embeddings, starts, strict=True)]
+            terms["directional"] = 1 - torch.stack(moves).mean(0)
         if identity is not None and start.identity is not None:
             terms["identity"] = 1 - (identity * start.identity).sum(1)
         weighted = [self.weights[name] * term for name, term in terms.items() if self.weights[name]]

@@ -37,6 +37,9 @@ class OptimizeSettings:
         lambda_directional: weight of 1 - cos(change of the image, change of the text) (StyleGAN-NADA); not published.
         lambda_l2: weight of the SUM of squared changes of the latent, over all of its entries.
         lambda_id: weight of 1 - cos(identity, identity of the start); the published notebook has 0.005.
+        views, mix: the change is also tried on `views` other faces a step, and the first two terms are means over all
+            of them; each is the face itself moved up to the share `mix` towards a random one. What pleases CLIP on one
+            picture alone seldom does on its neighbours. 0 views: the face alone, as published.
         front_end: how CLIP sees the picture in the loss: "raw" as published (area average alone, neither clamp nor mean
             and std), or "clip" as CLIP was trained.
         templates: embed the text in the pack's templates; False: the text alone, as published.
@@ -55,6 +58,8 @@ class OptimizeSettings:
     lambda_directional: float = 0.0
     lambda_l2: float = 0.008
     lambda_id: float = 0.0
+    views: int = 0
+    mix: float = 0.5
     front_end: str = "raw"
     templates: bool = False
     precision: str = "fp32"
@@ -71,6 +76,10 @@ class OptimizeSettings:
         for name in ("steps", "batch"):
             if not _whole(getattr(self, name)) or getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)!r}; expected a whole number from 1")
+        if not _whole(self.views) or not 0 <= self.views <= 64:
+            raise InputError(f"views is {self.views!r}; expected a whole number from 0 to 64")
+        if not isinstance(self.mix, int | float) or not 0 <= self.mix <= 1:
+            raise InputError(f"mix is {self.mix!r}; expected a number from 0 to 1")
         if not _whole(self.patience) or self.patience < 0:
             raise InputError(f"patience is {self.patience!r}; expected a whole number of steps, 0 for no early stop")
         for name in ("lr", "lambda_clip", "lambda_directional", "lambda_l2", "lambda_id", "tolerance"):

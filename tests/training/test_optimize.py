@@ -207,6 +207,40 @@ def test_identity_is_kept_where_it_counts(pack: Pack, w: Tensor) -> None:
     assert tight[0].after["identity"] == pytest.approx(1 - (tight[0].identity or 0), abs=0.03)
 
 
+@pytest.mark.parametrize("space", ["w", "s"])
+def test_the_views_are_means_over_other_faces(pack: Pack, w: Tensor, space: str) -> None:
+    """Every view is its start moved towards a random face; the same change is added to each."""
+    plain = replace(PUBLISHED, space=space, lambda_id=0.1, lambda_directional=1.0, templates=True)
+    seen = Objective(pack, PURPLE, replace(plain, views=2, mix=0.6))
+    alone = Objective(pack, PURPLE, plain)
+    start = seen.start(seen.latent_of(w))
+    change = 0.1 * torch.randn(start.latent.shape, generator=torch.Generator().manual_seed(4))
+    found = seen.evaluate(start.latent + change, start, 1.0, step=3)
+    terms = [alone.evaluate(start.latent + change, start, 1.0).terms]
+    shifts = seen._shifts(start, 3)
+    assert len(shifts) == 2
+    for shift, _ in shifts:
+        moved = alone.start(start.latent + shift)
+        terms.append(alone.evaluate(moved.latent + change, moved, 1.0).terms)
+        assert (shift.flatten(1).norm(dim=1) > 0.01 * start.latent.flatten(1).norm(dim=1)).all()
+    for name in ("clip", "directional"):
+        expected = torch.stack([t[name] for t in terms]).mean(0)
+        assert torch.allclose(found.terms[name], expected, atol=2e-5)
+    for name in ("l2", "identity"):  # those are about the face itself
+        assert torch.allclose(found.terms[name], terms[0][name], rtol=1e-4, atol=1e-5)
+    other = seen.evaluate(start.latent + change, start, 1.0, step=4)
+    assert not torch.allclose(other.terms["clip"], found.terms["clip"], atol=1e-4)
+
+
+def test_views_do_not_depend_on_who_else_is_in_the_batch(pack: Pack, w: Tensor) -> None:
+    objective = Objective(pack, PURPLE, replace(PUBLISHED, views=2))
+    start = objective.start(w)
+    batch = objective.evaluate(w + 0.1, start, 1.0, step=5)
+    alone = objective.evaluate(w[1:2] + 0.1, start.take(torch.tensor([1])), 1.0, step=5)
+    assert float(alone.total) == pytest.approx(float(batch.total[1]), abs=1e-5)
+    assert (alone.gradient - batch.gradient[1:2]).abs().max() < 1e-4 * alone.gradient.abs().max()
+
+
 def test_free_generation_starts_at_the_mean_face(pack: Pack) -> None:
     found = optimize(
         pack, Inputs(mean_face(pack), ("mean",), (None,)), "glasses", settings_for(pack, free=True, steps=8)

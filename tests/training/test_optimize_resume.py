@@ -46,7 +46,11 @@ class Interrupted(Exception):
     pass
 
 
-@pytest.mark.parametrize("settings", [SHORT_RUN, replace(SHORT_RUN, space="s", batch=2, patience=3)], ids=["w", "s"])
+@pytest.mark.parametrize(
+    "settings",
+    [SHORT_RUN, replace(SHORT_RUN, space="s", batch=2, patience=3), replace(SHORT_RUN, views=1)],
+    ids=["w", "s", "views"],
+)
 def test_an_interrupted_run_goes_on_bit_for_bit(
     pack: Pack, w: Tensor, tmp_path: Path, settings: OptimizeSettings
 ) -> None:

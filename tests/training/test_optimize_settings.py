@@ -36,7 +36,7 @@ def test_the_published_preset() -> None:
     expected = {
         "space": "w+", "channels": "conv", "steps": 300, "lr": 0.1, "lambda_clip": 1.0, "lambda_directional": 0.0,
         "lambda_l2": 0.008, "lambda_id": 0.0, "front_end": "raw", "templates": False, "precision": "fp32",
-        "patience": 0, "returned": "last",
+        "patience": 0, "returned": "last", "views": 0,
     }  # fmt: skip
     assert {name: PUBLISHED.to_dict()[name] for name in expected} == expected
     assert PRESETS["published"] is PUBLISHED
@@ -73,6 +73,8 @@ BAD: dict[str, dict[str, Any]] = {
     "steps": {"steps": 0},
     "batch": {"batch": 2.5},
     "patience": {"patience": -1},
+    "views": {"views": -1},
+    "mix": {"mix": 1.5},
     "lr": {"lr": 0.0},
     "lambda_l2": {"lambda_l2": float("nan")},
     "lambda_id": {"lambda_id": -0.1},
