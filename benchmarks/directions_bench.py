@@ -3,7 +3,8 @@
 `speed` times one (image, channel) sample, two pictures and their embeddings, both ways. The original is `plain_rows`
 over the generator as published (`baseline.ORIGINAL`), one picture at a time at full size, its pixels through Pillow's
 bicubic resize. Ours is what `train directions` runs; what it computes once for an image and a block of channels is
-timed apart and shared among the block. `error` renders a slice of the table over all images and replays the early stop.
+timed apart and shared among the block. "near" is ours with `--render-at`, an approximation. `error` renders a slice of
+the table over all images and replays the early stop.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..engines.errors import StyleclipError
-from ..runtime.training.directions import BLOCK, CPU_PIXELS, moved_features
+from ..runtime.training.directions import BLOCK, CPU_PIXELS, moved_features, resolution_for
 from ..runtime.training.directions_finite import PSI, base_faces, front_of
 from ..runtime.training.directions_plain import plain_rows
-from ..runtime.training.directions_render import Renderer
+from ..runtime.training.directions_render import OpenedImage, Renderer
 from ..runtime.training.directions_stop import differences, replay
 from ..runtime.training.networks.clip import Clip
 from ..runtime.training.networks.stylegan2 import Generator, StyleLayer
@@ -113,9 +114,10 @@ def timed(call: Callable[[], Any]) -> tuple[float, Any]:
 class Race:
     """Both ways over one layer: `original_ms` of a sample, and ours, with its part of what the block shares."""
 
-    def __init__(self, subject: Subject, block: int) -> None:
+    def __init__(self, subject: Subject, block: int, render_at: int | None = None) -> None:
         self.subject, self.block = subject, block
         self.renderer = Renderer(subject.generator, front_of(subject.clip))
+        self.near = None if render_at is None else Renderer(subject.generator, front_of(subject.clip), render_at)
         self.variant, self.encode = Variant(subject.generator, ORIGINAL), pillow_encoder(subject.clip)
         self.group = max(1, CPU_PIXELS // (2 * subject.generator.config.resolution**2))
 
@@ -126,39 +128,44 @@ class Race:
         ms, _ = timed(lambda: plain_rows(self.variant, self.encode, subject.styles[:1], *moments, channels))
         return ms / len(channels)
 
-    def ours_ms(self, index: int, layer: StyleLayer, count: int) -> tuple[float, float]:
-        """(opening the image at the layer, one sample in it)."""
+    def ours_ms(self, renderer: Renderer, index: int, layer: StyleLayer, count: int) -> tuple[float, float, Tensor]:
+        """(opening the image at the layer, one sample in it, the differences [count,E]).
+
+        Whatever is done once for a block of channels counts to the opening: compiling, where it is compiled.
+        """
         subject, channels = self.subject, spread(layer, count)
-        opening, opened = timed(lambda: self.renderer.open(subject.styles[0], index))
         places = [layer.offset + c for c in channels]
         mean, reach = subject.mean[places], SIGMAS * subject.std[places]
 
-        def run() -> None:
-            for start in range(0, len(channels), self.group):
-                part = slice(start, start + self.group)
-                moved = moved_features(opened, subject.clip.encode_image, channels[part], mean[part], reach[part])
-                differences(moved)
+        def run(opened: OpenedImage, part: slice) -> Tensor:
+            moved = moved_features(opened, subject.clip.encode_image, channels[part], mean[part], reach[part])
+            return differences(moved)
 
-        ms, _ = timed(run)
-        return opening, ms / len(channels)
+        opening, opened = timed(lambda: renderer.open(subject.styles[0], index))
+        parts = [slice(start, start + self.group) for start in range(0, len(channels), self.group)]
+        first, _ = timed(lambda: run(opened, parts[0]))
+        ms, found = timed(lambda: [run(opened, part) for part in parts])
+        once = max(0.0, first - ms / len(parts)) if renderer.engine != "torch" else 0.0
+        return opening + once, ms / len(channels), torch.cat(found)
 
     def row(self, index: int, layer: StyleLayer, count: int, ours_count: int, turn: int) -> Row:
         """One row of the CSV; who is first changes from turn to turn."""
-        if turn % 2:
-            opening, ours = self.ours_ms(index, layer, ours_count)
-            original = self.original_ms(layer, count)
-        else:
-            original = self.original_ms(layer, count)
-            opening, ours = self.ours_ms(index, layer, ours_count)
-        share = opening / min(self.block, layer.channels)
-        return {"layer": layer.name, "channels": layer.channels, "original_ms": original, "opening_ms": opening,
-                "sample_ms": ours, "ours_ms": ours + share}  # fmt: skip
+        original = 0.0 if turn % 2 else self.original_ms(layer, count)
+        opening, ours, delta = self.ours_ms(self.renderer, index, layer, ours_count)
+        shared = min(self.block, layer.channels)
+        found = {"opening_ms": opening, "sample_ms": ours, "ours_ms": ours + opening / shared}
+        if self.near is not None:
+            opening, ours, nearly = self.ours_ms(self.near, index, layer, ours_count)
+            found["near_ms"] = ours + opening / shared
+            found["near_cosine"] = float(torch.cosine_similarity(delta, nearly, dim=1).mean())
+        original = original or self.original_ms(layer, count)
+        return {"layer": layer.name, "channels": layer.channels, "original_ms": original, **found}
 
 
 @torch.no_grad()
-def race(subject: Subject, count: int, rounds: int, block: int = BLOCK) -> list[Row]:
+def race(subject: Subject, count: int, rounds: int, block: int = BLOCK, render_at: int | None = None) -> list[Row]:
     """Rows by layer, the median over the rounds, and a last row for the whole table: layers weighted by channels."""
-    contest = Race(subject, block)
+    contest = Race(subject, block, render_at)
     contest.row(*subject.layers()[-1], 1, 1, 0)  # warm-up of both
     laps: dict[str, list[Row]] = {}
     plan = [(turn, index, layer) for turn in range(rounds) for index, layer in subject.layers()]
@@ -166,17 +173,19 @@ def race(subject: Subject, count: int, rounds: int, block: int = BLOCK) -> list[
         ours_count = max(count, min(contest.group, layer.channels))
         laps.setdefault(layer.name, []).append(contest.row(index, layer, count, ours_count, turn + number))
     rows = [_median(lap) for lap in laps.values()]
-    keys = ("original_ms", "opening_ms", "sample_ms", "ours_ms")
+    keys = [key for key in rows[0] if key.endswith(("_ms", "_cosine"))]
     channels = sum(row["channels"] for row in rows)
     total = {key: sum(row["channels"] * row[key] for row in rows) / channels for key in keys}
     rows.append({"layer": "table", "channels": channels, **total})
     for row in rows:
         row["times_faster"] = row["original_ms"] / row["ours_ms"]
+        if contest.near is not None:
+            row["near_times_faster"] = row["original_ms"] / row["near_ms"]
     return rows
 
 
 def _median(rows: Sequence[Row]) -> Row:
-    numbers = {key: float(np.median([row[key] for row in rows])) for key in rows[0] if key.endswith("_ms")}
+    numbers = {key: float(np.median([row[key] for row in rows])) for key in rows[0] if key.endswith(("_ms", "_cosine"))}
     return {**rows[0], **numbers}
 
 
@@ -255,7 +264,7 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(
-            {key: round(value, 3) if key.endswith(("_ms", "_faster", "_cheaper")) else value
+            {key: round(value, 3) if key.endswith(("_ms", "_faster", "_cheaper", "_cosine")) else value
              for key, value in row.items()} for row in rows
         )  # fmt: skip
 
@@ -292,17 +301,20 @@ def main() -> None:
               help="Channels a layer in a round.  [default: 8; 1 with --size]")  # fmt: skip
 @click.option("--rounds", type=click.IntRange(1), metavar="COUNT", help="[default: 3; 1 with --size]")
 @click.option("--tolerance", type=float, default=0.01, show_default=True, help="Of the early stop, for a pack.")
+@click.option("--render-at", metavar="full|clip|PIXELS", default="clip", show_default=True,
+              help="Also ours up to this resolution, where the generator is larger.")  # fmt: skip
 @THREADS
 @OUT
 def speed(
-    pack: str, size: str | None, width: str, count: int | None, rounds: int | None, tolerance: float,
+    pack: str, size: str | None, width: str, count: int | None, rounds: int | None, tolerance: float, render_at: str,
     threads: int | None, out: Path,
 ) -> None:  # fmt: skip
     """Time of an (image, channel) sample by layer: the original's loop and ours in turns."""
     if threads:
         torch.set_num_threads(threads)
     subject = random_subject(int(size), width, 1) if size else pack_subject(pack, 1)
-    rows = race(subject, count or (1 if size else 8), rounds or (1 if size else 3))
+    near = resolution_for(render_at, subject.generator.config.resolutions, subject.clip.image_size)
+    rows = race(subject, count or (1 if size else 8), rounds or (1 if size else 3), render_at=near)
     stops = out / f"directions-error-{subject.name}.csv"
     if stops.exists():
         with_early_stop(rows, read_stops(stops, tolerance))

@@ -89,7 +89,7 @@ class OpenVinoEngine(Engine):
         try:
             graph = _core().read_model(model if isinstance(model, bytes) else str(model))
             spec = agreed_spec(spec, _spec_of(graph, model_name(model)), model)
-            rewrite(graph, _library())
+            rewrite(graph, library())
             compiled = _PerShape(graph, spec, _settings(thread_count(threads)))
         except RuntimeError as error:
             raise EngineError(f"OpenVINO cannot load {model_name(model)}: {gist(error)}") from error
@@ -122,11 +122,28 @@ def version() -> str:
     Raises:
         MissingDependency: it is not installed.
     """
-    return str(_library().__version__)
+    return str(library().__version__)
+
+
+def compiled_constants(model: Any, threads: int) -> Any:
+    """A request for an openvino.Model that was put together in this process, with constant weights and shapes.
+
+    Raises:
+        EngineError: OpenVINO cannot compile it.
+    """
+    try:
+        return _core().compile_model(model, "CPU", _settings(threads)).create_infer_request()
+    except RuntimeError as error:
+        raise EngineError(f"OpenVINO cannot compile a graph: {gist(error)}") from error
 
 
 @lru_cache(maxsize=1)
-def _library() -> Any:
+def library() -> Any:
+    """The module `openvino`.
+
+    Raises:
+        MissingDependency: it cannot be imported.
+    """
     try:
         import openvino
     except ImportError as error:
@@ -138,7 +155,7 @@ def _library() -> Any:
 
 @lru_cache(maxsize=1)
 def _core() -> Any:
-    return _library().Core()
+    return library().Core()
 
 
 def _settings(threads: int) -> dict[str, Any]:

@@ -129,12 +129,18 @@ def phase_convolutions(model: Any, library: Any) -> int:
         reads = fir.get_attributes()
         if (reads["strides"], reads["pads_begin"], reads["pads_end"]) != ([1, 1], [1, 1], [1, 1]):
             continue
-        doubled = interleaved(node.input_value(0), weight.transpose(1, 0, 2, 3), ops)
-        # One row and one column more than the transposed convolution has, both zero: the filter's border, read there.
-        new = ops.group_convolution(doubled, fir.input_value(1), [1, 1], [1, 1], [0, 0], [1, 1])
+        new = upsampling_3x3(node.input_value(0), weight.transpose(1, 0, 2, 3), fir.input_value(1), ops)
         fir.output(0).replace(new.output(0))
         count += 1
     return count
+
+
+def upsampling_3x3(x: Any, weight: Taps, fir: Any, ops: Any) -> Any:
+    """x [N,Ci,r,r], weight [Co,Ci,3,3], filter [Co,1,1,4,4] -> transposed convolution and filter, [N,Co,2r,2r].
+
+    The doubled map has a row and a column more than the transposed convolution, both zero: the filter's border.
+    """
+    return ops.group_convolution(interleaved(x, weight, ops), fir, [1, 1], [1, 1], [0, 0], [1, 1])
 
 
 def interleaved(x: Any, weight: Taps, ops: Any) -> Any:
@@ -167,7 +173,7 @@ def constant_of(port: Any) -> Taps | None:
 
 
 def winograd_convolutions(model: Any, library: Any) -> int:
-    """Plain 3x3 convolutions of `WIDE` channels and more, over maps whose sides a tile divides."""
+    """Plain 3x3 convolutions that are faster by tiles."""
     ops, count = library.opset13, 0
     for node in model.get_ordered_ops():
         if node.get_type_name() != "Convolution":
@@ -176,13 +182,24 @@ def winograd_convolutions(model: Any, library: Any) -> int:
         plain = (about["strides"], about["pads_begin"], about["pads_end"], about["dilations"])
         if weight is None or weight.shape[2:] != (3, 3) or plain != ([1, 1], [1, 1], [1, 1], [1, 1]):
             continue
-        sides = list(node.input_value(0).get_partial_shape())[2:]
-        fits = all(side.is_static and side.get_length() % TILE == 0 and side.get_length() >= LARGE for side in sides)
-        if weight.dtype != np.float32 or min(weight.shape[:2]) < WIDE or not fits:
-            continue
-        node.output(0).replace(winograd(node.input_value(0), weight, ops).output(0))
-        count += 1
+        if by_tiles(node.input_value(0), weight):
+            node.output(0).replace(winograd(node.input_value(0), weight, ops).output(0))
+            count += 1
     return count
+
+
+def by_tiles(x: Any, weight: Taps) -> bool:
+    """Whether a convolution is wide, float32, and reads a large map whose sides are known and a tile divides."""
+    sides = list(x.get_partial_shape())[2:]
+    fits = all(side.is_static and side.get_length() % TILE == 0 and side.get_length() >= LARGE for side in sides)
+    return fits and weight.dtype == np.float32 and min(weight.shape[:2]) >= WIDE
+
+
+def convolution_3x3(x: Any, weight: Taps, ops: Any) -> Any:
+    """x [N,Ci,H,W], weight [Co,Ci,3,3] -> the convolution with a border of 1, in the faster form."""
+    if by_tiles(x.output(0), weight):
+        return winograd(x, weight, ops)
+    return ops.convolution(x, ops.constant(weight), [1, 1], [1, 1], [1, 1], [1, 1])
 
 
 def winograd(x: Any, weight: Taps, ops: Any) -> Any:

@@ -39,7 +39,8 @@ class DirectionRecipe:
     `sigmas` is k: StyleCLIP moves a channel to mean +- 5 sigma. `cumulative` repeats an accident of the published code,
     which leaves every channel that was already visited at its mean; tables made so differ from the definition.
     `channels`: "conv", as published, or "all", toRGB among them. `tolerance`: a channel stops before the last image
-    when its row's expected cosine with the finished one is at least 1 - tolerance; 0 never stops.
+    when its row's expected cosine with the finished one is at least 1 - tolerance; 0 never stops. `render_at`: pictures
+    are followed up to this resolution (`directions_render.Renderer`), an approximation; None follows all layers.
     """
 
     images: int = 100
@@ -47,6 +48,7 @@ class DirectionRecipe:
     cumulative: bool = False
     channels: str = "conv"
     tolerance: float = 0.0
+    render_at: int | None = None
 
     def __post_init__(self) -> None:
         if self.images < 1 or not self.sigmas > 0:
@@ -59,6 +61,8 @@ class DirectionRecipe:
             raise InputError(f"tolerance {self.tolerance}: expected 0 (no early stop) or more, below 1")
         if self.cumulative and self.tolerance:
             raise InputError("the published code never stops early: with its cumulative means the tolerance must be 0")
+        if self.cumulative and self.render_at is not None:
+            raise InputError("the published code renders every layer: with its cumulative means render_at must be full")
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,20 @@ def asked_channels(generator: Generator, channels: str = "conv") -> list[int]:
 def conv_channels(generator: Generator) -> list[int]:
     """Positions in s of the channels of convolutions, the rows of the published tables."""
     return asked_channels(generator)
+
+
+def resolution_for(asked: str, resolutions: Sequence[int], clip_size: int) -> int | None:
+    """`render_at` of a recipe for "full", "clip" (as large as CLIP sees) or a resolution of the generator, in pixels.
+
+    None where every layer is followed. Raises InputError for anything else.
+    """
+    if asked == "full":
+        return None
+    wanted = str(min((r for r in resolutions if r >= clip_size), default=resolutions[-1])) if asked == "clip" else asked
+    if wanted not in map(str, resolutions):
+        known = ", ".join(map(str, resolutions))
+        raise InputError(f"render_at is {asked!r}; expected full, clip, or one of the generator's resolutions: {known}")
+    return None if int(wanted) == resolutions[-1] else int(wanted)
 
 
 def blocks_of(generator: Generator, channels: Sequence[int], size: int) -> list[Block]:
@@ -229,7 +247,9 @@ def measure_directions(
     chosen = asked if channels is None else [c for c in asked if c in set(channels)]
     probe = Probe(torch.cat([statistics.s_mean, statistics.s_std, encoded[0]]), {**asdict(recipe), "block": block})
     progress = Progress(checkpoint, probe, chosen, base.shape[1], encoded.shape[1], save_every_s)
-    work = _Measurement(Renderer(generator, front), encode_image, statistics, base, recipe, progress, chosen)
+    work = _Measurement(
+        Renderer(generator, front, recipe.render_at), encode_image, statistics, base, recipe, progress, chosen
+    )
     blocks = blocks_of(generator, chosen, block)
     total = len(chosen) * recipe.images - progress.saved
     with tqdm(total=total, initial=progress.pairs, desc="directions", unit="pair", disable=None, smoothing=0.1) as bar:

@@ -64,19 +64,25 @@ class FinitePlan:
             "sigmas": recipe.sigmas,
             "tolerance": recipe.tolerance,
             "cumulative": recipe.cumulative,
+            "render_at": recipe.render_at or "full",
             "renders": 2 * recipe.images * len(asked),
             "statistics": "the pack's" if there else f"measured: {self.request.convention}, {self.request.samples}",
         }
 
 
-def make_plan(pack: Pack, request: FiniteRequest) -> FinitePlan:
-    """Checks that the pack allows the run, before anything long; PackError names what it lacks."""
+def check_parts(pack: Pack) -> None:
+    """PackError for a pack without a generator or CLIP."""
     for component in ("generator", "clip"):
         if not pack.has(component):
             raise PackError(
                 f"pack {pack.name!r} has no {component!r}, which channel directions are made with; add it with "
                 f"`styleclip-rt pack import --base {pack.path}`"
             )
+
+
+def make_plan(pack: Pack, request: FiniteRequest) -> FinitePlan:
+    """Checks that the pack allows the run, before anything long; PackError names what it lacks."""
+    check_parts(pack)
     out = destination(pack, request.out, ("directions", "statistics"))
     work = request.work or out.with_name(f"{out.name}-work")
     return FinitePlan(pack, request, out, work)
@@ -150,6 +156,7 @@ def directions_config(
         "channels": recipe.channels,
         "tolerance": recipe.tolerance,
         "cumulative": recipe.cumulative,
+        "render_at": recipe.render_at or "full",
         "psi": psi,
         "seed": SEED,
         "convention": str(statistics.config.get("convention", "unknown")),

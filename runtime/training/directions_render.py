@@ -24,6 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import directions_engine
+from .directions_engine import Rgbs
 from .networks.clip import area_matrix
 from .networks.stylegan2 import SQRT2, Generator, Layer, ToRGB, fir_kernel
 
@@ -70,12 +72,17 @@ def view_matrices(resolutions: Sequence[int], front: Front | None) -> dict[int, 
 
 
 class FoldedLayer:
-    """A layer for one style: x [N, Ci, r, r] -> [N, Co, r', r'], all that multiplies folded into its weights."""
+    """A layer for one style: x [N, Ci, r, r] -> [N, Co, r', r'], all that multiplies folded into its weights.
+
+    weight [Co,Ci,k,k], bias [Co], noise [r',r'] or None, fir [Co,1,4,4] of an up-sampling layer, else None.
+    """
 
     def __init__(self, layer: Layer | ToRGB, s: Tensor) -> None:
         """s [Ci]: the style of every picture that comes."""
         weight = layer.weight * layer.gain * s[None, :, None, None]
-        self.layer, self.noise = layer, None
+        self.layer, self.is_rgb = layer, isinstance(layer, ToRGB)
+        self.noise: Tensor | None = None
+        self.fir: Tensor | None = layer.fir if isinstance(layer, Layer) and layer.up else None
         self.bias = layer.bias
         if isinstance(layer, Layer):
             d = torch.rsqrt(weight.square().sum((1, 2, 3), keepdim=True) + EPS) * SQRT2
@@ -83,7 +90,7 @@ class FoldedLayer:
             if layer.noise_strength != 0:
                 self.noise = layer.noise_const * (layer.noise_strength * SQRT2)
         self.weight = weight.contiguous(memory_format=torch.channels_last)
-        self.spread = SpreadConvolution(weight) if isinstance(layer, Layer) and layer.up else None
+        self.spread = None if self.fir is None else SpreadConvolution(weight)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Features, or RGB where the layer is a toRGB."""
@@ -91,7 +98,7 @@ class FoldedLayer:
         if isinstance(layer, ToRGB):
             return clamped(F.conv2d(x, self.weight, self.bias), layer.clamp)
         if self.spread is not None:
-            x = F.conv2d(self.spread(x), layer.fir, self.bias, padding=1, groups=len(layer.fir))
+            x = F.conv2d(self.spread(x), self.fir, self.bias, padding=1, groups=len(self.fir))  # type: ignore[arg-type]
         else:
             x = F.conv2d(x, self.weight, self.bias, padding=1)
         if self.noise is not None:
@@ -162,6 +169,10 @@ class Opened:
         self.squares = self.weight.square().sum((2, 3)).T.double()  # [Ci, Co]
         self.energy = s.double().square() @ self.squares
 
+    def unmoved(self) -> Tensor:
+        """What leaves the layer at the image's own style, [1, C, r', r']."""
+        return self._leave(self.y[None], self.energy[None])
+
     def terms(self, channels: Sequence[int]) -> Tensor:
         """What one unit of style in each channel adds to y: [G, C, r', r']."""
         maps = self.x[0, channels]
@@ -208,10 +219,22 @@ class Opened:
 
 
 class Renderer:
-    """Pictures of one generator for CLIP. `front` None: at full size, for an encoder that resizes by itself."""
+    """Pictures of one generator for CLIP. `front` None: at full size, for an encoder that resizes by itself.
 
-    def __init__(self, generator: Generator, front: Front | None = None) -> None:
-        self.generator, self.layers = generator, generator.style_layers
+    render_at: pictures are followed up to the layers of this resolution alone; what those above add to the RGB skip is
+    taken from the unmoved image. An approximation, for channels of that resolution and below. None: all layers.
+    engine: "torch", or "openvino" for the layers above the moved one; None: OpenVINO where `directions_engine.usable`.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        front: Front | None = None,
+        render_at: int | None = None,
+        engine: str | None = None,
+    ) -> None:
+        self.generator, self.layers, self.render_at = generator, generator.style_layers, render_at
+        self.engine = engine or ("openvino" if directions_engine.usable(generator) else "torch")
         self.resolutions = [int(layer.name.split(".")[0][1:]) for layer in self.layers]
         views = view_matrices(generator.config.resolutions, front)
         home = next(generator.parameters()).device
@@ -248,8 +271,13 @@ class OpenedImage:
         self.resolution = renderer.resolutions[index]
         self.above: list[Folded] = [(renderer.resolutions[i], FoldedLayer(modules[i], styles[i])) for i in rest]
         self.layer = Opened(modules[index], x, styles[index])
+        self.compiled: tuple[tuple[int, ...], Rgbs] | None = None
         if isinstance(modules[index], ToRGB):  # its channels change nothing above: that is rendered once
-            self.below, self.above = self.below + self._finish(x), []
+            self.below, self.above = self.below + self._sum(self._rgbs(x)), []
+        elif renderer.render_at is not None and self.resolution <= renderer.render_at:
+            unmoved = self._rgbs(self.layer.unmoved())
+            self.below = self.below + self._sum([(r, rgb) for r, rgb in unmoved if r > renderer.render_at])
+            self.above = [(r, layer) for r, layer in self.above if r <= renderer.render_at]
 
     def pictures(self, channels: Sequence[int], values: Tensor, means: Tensor | None = None) -> Tensor:
         """Channels (numbered within the layer) set to values [G, 2] -> [G, 2, 3, size, size] in -1..1, not clipped."""
@@ -257,15 +285,27 @@ class OpenedImage:
         if isinstance(self.layer.layer, ToRGB):
             picture = self.below + self.renderer.look(y, self.resolution)
         else:
-            picture = self.below + self._finish(y.contiguous(memory_format=torch.channels_last))
+            picture = self.below + self._sum(self._run(y))
         return picture.unflatten(0, (len(channels), 2))
 
-    def _finish(self, x: Tensor) -> Tensor | float:
-        """What the layers above add to the picture."""
-        picture: Tensor | float = 0.0
+    def _run(self, x: Tensor) -> list[tuple[int, Tensor]]:
+        """What every toRGB above adds to the skip of moved features x, by the renderer's engine."""
+        if self.renderer.engine == "torch" or not self.above:
+            return self._rgbs(x.contiguous(memory_format=torch.channels_last))
+        if self.compiled is None or self.compiled[0] != tuple(x.shape):
+            self.compiled = tuple(x.shape), directions_engine.compiled(self.above, x.shape)
+        return self.compiled[1](x)
+
+    def _rgbs(self, x: Tensor) -> list[tuple[int, Tensor]]:
+        """The same by PyTorch."""
+        found = []
         for resolution, layer in self.above:
-            if isinstance(layer.layer, ToRGB):
-                picture = picture + self.renderer.look(layer(x), resolution)
+            if layer.is_rgb:
+                found.append((resolution, layer(x)))
             else:
                 x = layer(x)
-        return picture
+        return found
+
+    def _sum(self, rgbs: Sequence[tuple[int, Tensor]]) -> Tensor | float:
+        """What RGB of several resolutions adds to the picture that CLIP sees."""
+        return sum((self.renderer.look(rgb, resolution) for resolution, rgb in rgbs), start=0.0)

@@ -110,17 +110,17 @@ FREE = replace(PUBLISHED, lambda_l2=0.0)
 """The published free generation: from the mean face, loss D_CLIP alone."""
 
 # A narrow generator with a small CLIP: under the published weights w+ leaves what the generator draws, and CLIP's score
-# rises with little of the target to be seen. One offset for all layers, the directional term, and a text embedded in
-# the pack's templates keep the picture a face.
+# rises by colours and backgrounds with little of the target to be seen. One offset for all layers, the directional
+# term, a text embedded in the pack's templates, and a change that must also serve other faces keep the picture a face.
 SMALL = OptimizeSettings(
     space="w",
-    steps=40,
+    steps=60,
     lambda_clip=1.0,
-    lambda_directional=1.0,
-    lambda_l2=0.0002,
+    lambda_directional=2.0,
+    lambda_l2=0.0005,
     lambda_id=0.1,
+    views=2,
     templates=True,
-    returned="best",
     batch=16,
 )
 

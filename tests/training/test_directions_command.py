@@ -90,6 +90,19 @@ def test_compat_never_stops_early_and_gives_another_table(pack: Path, tmp_path: 
     assert "never stops early" in refused.output
 
 
+def test_a_lower_resolution_is_recorded_and_a_wrong_one_refused(pack: Path, tmp_path: Path) -> None:
+    for name, arguments in (("full", []), ("near", ["--render-at", "4"])):
+        result = run("--pack", pack, "--out", tmp_path / name, *SMALL, *arguments)
+        assert result.exit_code == 0, result.output
+    full, near = load_pack(tmp_path / "full"), load_pack(tmp_path / "near")
+    assert full.config("directions")["render_at"] == "full"
+    assert near.config("directions")["render_at"] == 4
+    assert (full.directions - near.directions).abs().max() > 0.01
+    refused = run("--pack", pack, "--out", tmp_path / "c", "--render-at", "100")
+    assert refused.exit_code == 2
+    assert "expected full, clip, or one of the generator's resolutions" in refused.output
+
+
 def test_a_dry_run_counts_and_writes_nothing(tmp_path: Path) -> None:
     result = run("--out", tmp_path / "out", "--dry-run", "--json")
     assert result.exit_code == 0, result.output
