@@ -139,13 +139,14 @@ def compiled_constants(model: Any, threads: int) -> Any:
 
 @lru_cache(maxsize=1)
 def library() -> Any:
-    """The module `openvino`.
+    """The module `openvino`, with its `passes`.
 
     Raises:
         MissingDependency: it cannot be imported.
     """
     try:
         import openvino
+        import openvino.passes
     except ImportError as error:
         raise MissingDependency(
             f"OpenVINO cannot be imported ({first_line(error)}); run: python -m pip install 'styleclip-rt[openvino]'"

@@ -35,7 +35,7 @@ G = np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0
 
 
 def rewrite(model: Any, library: Any) -> None:
-    """Rewrites `model`, an openvino.Model, in place; `library` is the module `openvino`."""
+    """Rewrites `model`, an openvino.Model, in place; `library` is `openvino.library()`."""
     split_offsets(model, library)
     fold_constants(model, library)
     phase_convolutions(model, library)
@@ -44,10 +44,8 @@ def rewrite(model: Any, library: Any) -> None:
 
 def fold_constants(model: Any, library: Any) -> None:
     """Weights that the file holds as float16 times a gain become constants, so that they can be read."""
-    from openvino.passes import ConstantFolding, Manager
-
-    manager = Manager()
-    manager.register_pass(ConstantFolding())
+    manager = library.passes.Manager()
+    manager.register_pass(library.passes.ConstantFolding())
     manager.run_passes(model)
 
 

@@ -72,9 +72,10 @@ def upsampling(side=8, stride=2, border=1, taps=3, readers=1, noise=True):
 def rewritten(model):
     """(the rewritten openvino.Model, how often each rewrite was applied)."""
     read = openvino.Core().read_model(model)
-    counts = [forms.split_offsets(read, openvino)]
-    forms.fold_constants(read, openvino)
-    counts += [forms.phase_convolutions(read, openvino), forms.winograd_convolutions(read, openvino)]
+    library = backend.library()
+    counts = [forms.split_offsets(read, library)]
+    forms.fold_constants(read, library)
+    counts += [forms.phase_convolutions(read, library), forms.winograd_convolutions(read, library)]
     return read, counts
 
 

@@ -126,11 +126,12 @@ def test_a_loss_that_is_no_number_is_one_line_and_the_checkpoint_stays(
         return plain(self, latent) * (float("nan") if len(calls) > 3 else 1.0)  # the start and two steps are sound
 
     monkeypatch.setattr(optimize_loss.Objective, "render", breaks)
-    found = run("--seed", "3", "--prompt", "hat", "--steps", "5", "--out", "x.png", code=2)
+    asked = ("--seed", "3", "--prompt", "hat", "--steps", "5", "--views", "0", "--out", "x.png")
+    found = run(*asked, code=2)
     assert "loss of seed000003 is not finite at step 2 of 5" in found.stderr
     assert sorted(p.name for p in (here / "x-work").iterdir()) == ["batch-0000.pt", "optimize-run.json"]
     monkeypatch.undo()
     monkeypatch.chdir(here)
-    run("--seed", "3", "--prompt", "hat", "--steps", "5", "--out", "x.png")
+    run(*asked)
     assert sorted(p.name for p in here.iterdir()) == ["x.json", "x.npz", "x.png"]
     assert json.loads((here / "x.json").read_text())["steps"] == 5
