@@ -69,7 +69,7 @@ class OpenVinoEngine(Engine):
     """One ONNX file compiled by OpenVINO for the CPU, in the precision of the file (never silently bfloat16).
 
     Where only the batch is free, the graph is compiled for each batch size when it first comes (batch 1 on opening):
-    with a free batch OpenVINO leaves element-wise work unfused, which costs a third of the time of a synthesis.
+    with a free batch OpenVINO leaves element-wise work unfused.
     """
 
     backend: ClassVar[str] = "openvino"

@@ -125,7 +125,7 @@ def phase_convolutions(model: Any, library: Any) -> int:
         if fir is None or fir.get_type_name() != "GroupConvolution":
             continue
         reads = fir.get_attributes()
-        if (reads["strides"], reads["pads_begin"], reads["pads_end"]) != ([1, 1], [1, 1], [1, 1]):
+        if any(reads[key] != [1, 1] for key in ("strides", "pads_begin", "pads_end", "dilations")):
             continue
         new = upsampling_3x3(node.input_value(0), weight.transpose(1, 0, 2, 3), fir.input_value(1), ops)
         fir.output(0).replace(new.output(0))
