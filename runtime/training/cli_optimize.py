@@ -38,8 +38,8 @@ SETTINGS = (
     click.option("--lambda-directional", metavar="WEIGHT", type=WEIGHT, help="Of 1 - cos(change, change of text)."),
     click.option("--lambda-l2", metavar="WEIGHT", type=WEIGHT, help="Of the sum of squared changes of the latent."),
     click.option("--lambda-id", metavar="WEIGHT", type=WEIGHT, help="Of 1 - cos(identity, identity of the start)."),
-    click.option("--views", metavar="FACES", type=click.IntRange(0, 64), help="Try each change on other faces too."),
-    click.option("--mix", metavar="0..1", type=click.FloatRange(0, 1), help="How far those lie from the face."),
+    click.option("--whiten/--no-whiten", default=None, help="Descend where the generator's w has unit variance."),
+    click.option("--warm", metavar="FACES", type=click.IntRange(0, 65536), help="Random faces that show a first step."),
     click.option("--front-end", type=click.Choice(["raw", "clip"]), help="How the loss shows pictures to CLIP."),
     click.option("--templates/--no-templates", default=None, help="Embed the text in the pack's sentences, or alone."),
     click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), help="Of the networks (autocast)."),
@@ -49,7 +49,7 @@ SETTINGS = (
     click.option("--batch", metavar="FACES", type=click.IntRange(1, 4096), help="Faces that are optimised at once."),
 )  # fmt: skip
 NAMES = (
-    "space", "channels", "steps", "lr", "lambda_clip", "lambda_directional", "lambda_l2", "lambda_id", "views", "mix",
+    "space", "channels", "steps", "lr", "lambda_clip", "lambda_directional", "lambda_l2", "lambda_id", "whiten", "warm",
     "front_end", "templates", "precision", "patience", "tolerance", "returned", "batch",
 )  # fmt: skip
 

@@ -155,14 +155,16 @@ class Run:
         settings, path = self.settings, self._checkpoint(number)
         w = self.inputs.w[first : first + settings.batch].to(device())
         latent = self.objective.latent_of(w)
-        state = (states.load(path) if path else None) or State.fresh(latent, self.objective.first_scale)
-        start = self.objective.start(latent) if state.step < settings.steps else None
+        loaded = states.load(path) if path else None
+        done = loaded is not None and loaded.step >= settings.steps
+        start = None if done else self.objective.start(latent)
+        state = loaded or State.fresh(*self.objective.first(start), self.objective.first_scale)  # type: ignore[arg-type]
         saved = began = time.monotonic()
         before_s = state.seconds
         while start is not None and state.step < settings.steps and len(active := state.active):
             if self.save_every and state.step % self.save_every == 0:
                 state.frames[state.step] = state.latent.cpu()
-            found = self.objective.evaluate(state.latent[active], start.take(active), state.scale, state.step)
+            found = self.objective.evaluate(state.latent[active], start.take(active), state.scale)
             if not bool(found.total.isfinite().all() and found.gradient.isfinite().all()):
                 self._fail(state, path, first, active, found.total)
             state.scale = found.scale
@@ -204,14 +206,15 @@ class Run:
         best = self.settings.returned == "best"
         latent, loss = (state.best_latent, state.best_loss) if best else (state.latent, state.loss)
         terms = state.best_terms if best else state.terms
+        w = self.objective.w_of(latent)
         seen = self._seen(latent, self.inputs.w[first : first + len(latent)])
         return [
             Optimized(
                 name=self.inputs.names[first + i],
                 prompt=self.prompt,
-                w=None if self.settings.space == "s" else latent[i : i + 1].cpu(),
+                w=None if w is None else w[i : i + 1].cpu(),
                 start_w=self.inputs.w[first + i : first + i + 1],
-                before={**_row(state.initial, i), "loss": float(state.history[0][i])},
+                before=_row(state.initial, i),
                 after={**_row(terms, i), "loss": float(loss[i])},
                 steps=int(stop) + 1 if (stop := state.stopped[i]) != RUNNING else state.step,
                 returned_step=int(state.best_step[i]) if best else (int(stop) if stop != RUNNING else state.step - 1),

@@ -14,14 +14,14 @@ from torch.nn import functional
 
 from ...engines.errors import InputError
 from ..prompts import Prompt
-from .loop import device, rng_for
+from .loop import device
 from .optimize_settings import OptimizeSettings
+from .optimize_start import STEPS, Whitened, first_step
 from .pack import Pack
 from .texts import PackTexts
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 SHORT = 0.1  # changes of an embedding below this length count in proportion to it
-SEED = 7  # of the other faces of a step
 FIRST_SCALE = 2.0**16  # of float16 losses; halved until no gradient overflows
 
 
@@ -35,17 +35,17 @@ def along(change: Tensor, direction: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Start:
-    """Where faces come from: latent [n,L,W] or [n,S], unit CLIP embedding [n,E], unit identity embedding [n,D]."""
+class Faces:
+    """Latents [n,L,W] or [n,S] and unit rows of their pictures: of CLIP [n,E] and of the identity network [n,D]."""
 
     latent: Tensor
     embedding: Tensor
     identity: Tensor | None
 
-    def take(self, index: Tensor) -> Start:
+    def take(self, index: Tensor) -> Faces:
         """Some of the faces."""
         identity = None if self.identity is None else self.identity[index]
-        return Start(self.latent[index], self.embedding[index], identity)
+        return Faces(self.latent[index], self.embedding[index], identity)
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,8 @@ class Objective:
         self.target = texts.embed(prompt.target, alone=not settings.templates).to(device())
         self.delta_t = texts.pair(prompt.target, prompt.neutral).delta_t.to(device()) if self._directional else None
         self.mask = self._mask()
+        self.whitened = Whitened(self.generator) if settings.whiten else None
+        self.step = self._first_step() if settings.warm else None
 
     @property
     def _directional(self) -> bool:
@@ -99,19 +101,38 @@ class Objective:
         parts = [torch.full((layer.channels,), float(layer.kind == "conv")) for layer in layers]
         return torch.cat(parts).to(device())
 
+    def _first_step(self) -> Tensor:
+        sought = self.target if self.delta_t is None else self.delta_t
+
+        def score(latent: Tensor) -> Tensor:
+            with self._autocast():
+                return self.embed(self.render(latent)) @ sought
+
+        step = first_step(self.generator, self.settings.warm, self.latent_of, score)
+        return step if self.mask is None else step * self.mask
+
     def latent_of(self, w: Tensor) -> Tensor:
-        """w+ [n,L,W] -> the latent that is optimised: itself, or s [n,S]."""
+        """w+ [n,L,W] -> the latent that is optimised: itself, its whitened form, or s [n,S]."""
+        if self.whitened is not None:
+            return self.whitened.of(w)
         if self.settings.space != "s":
             return w
         with torch.no_grad():
             return self.generator.styles(w)
 
+    def w_of(self, latent: Tensor) -> Tensor | None:
+        """The w+ [n,L,W] of a latent; None in style space, which has none."""
+        if self.settings.space == "s":
+            return None
+        return latent if self.whitened is None else self.whitened.w(latent)
+
     def styles(self, latent: Tensor) -> Tensor:
-        """A latent of either space -> s [n,S]."""
-        return latent if self.settings.space == "s" else self.generator.styles(latent)
+        """A latent of any space -> s [n,S]."""
+        w = self.w_of(latent)
+        return latent if w is None else self.generator.styles(w)
 
     def render(self, latent: Tensor) -> Tensor:
-        """A latent of either space -> pictures [n,3,R,R], nominally -1..1, not clipped."""
+        """A latent of any space -> pictures [n,3,R,R], nominally -1..1, not clipped."""
         return self.generator.synthesize(self.styles(latent))
 
     def embed(self, images: Tensor) -> Tensor:
@@ -123,23 +144,37 @@ class Objective:
         return None if self.identity is None else functional.normalize(self.identity(images).float(), dim=-1)
 
     @torch.no_grad()
-    def start(self, latent: Tensor) -> Start:
+    def start(self, latent: Tensor) -> Faces:
         """What the terms compare with, computed once."""
         with self._autocast():
             images = self.render(latent)
             identity = self.identify(images) if self.settings.lambda_id else None
-            return Start(latent, self.embed(images), identity)
+            return Faces(latent, self.embed(images), identity)
 
-    def evaluate(self, latent: Tensor, start: Start, scale: float, step: int = 0) -> Evaluation:
+    @torch.no_grad()
+    def first(self, start: Faces) -> tuple[Tensor, dict[str, Tensor]]:
+        """Where the descent begins, [n,...]: of the points along the first step the one of the least loss, by face.
+
+        Also every term of the loss at the start itself, and their weighted sum "loss".
+        """
+        total, terms = self._sum(start, start)
+        latent, least = start.latent, total
+        for step in STEPS[1:] if self.step is not None else ():
+            tried = start.latent + step * self.step
+            loss, _ = self._losses(tried, start)
+            better = loss < least
+            least = torch.where(better, loss, least)
+            latent = torch.where(better.reshape(-1, *[1] * (latent.ndim - 1)), tried, latent)
+        return latent, {**terms, "loss": total}
+
+    def evaluate(self, latent: Tensor, start: Faces, scale: float) -> Evaluation:
         """Losses and their gradient. Neither is checked for being finite, but for float16's overflows.
 
         scale: what float16 losses are multiplied by; it is halved where a gradient overflows, and returned.
-        step: which of the run, for the other faces that `views` asks for.
         """
-        shifts = self._shifts(start, step)
         while True:
             leaf = latent.detach().requires_grad_()
-            total, terms = self._losses(leaf, start, shifts)
+            total, terms = self._losses(leaf, start)
             (gradient,) = torch.autograd.grad((total * scale).sum(), leaf)
             gradient = gradient / scale
             if scale <= 1 or bool(gradient.isfinite().all()) or not bool(total.isfinite().all()):
@@ -151,39 +186,22 @@ class Objective:
             gradient = gradient.mean(1, keepdim=True).expand_as(gradient)
         return Evaluation(total.detach(), {name: term.detach() for name, term in terms.items()}, gradient, scale)
 
-    @torch.no_grad()
-    def _shifts(self, start: Start, step: int) -> list[tuple[Tensor, Tensor]]:
-        """(what leads from each start to another face, that face's CLIP embedding) for every view of a step.
-
-        The random faces are the same for all of a batch: a face's result does not depend on who else is in it.
-        """
-        if not self.settings.views:
-            return []
-        rng, (views, z_dim) = rng_for(SEED, step), (self.settings.views, self.generator.config.z_dim)
-        z = torch.from_numpy(rng.standard_normal((views, z_dim), dtype="float32")).to(device())
-        shares = (rng.random(views) * self.settings.mix).tolist()
-        faces = self.latent_of(self.generator.broadcast(self.generator.mapping_network(z)))
-        shifts = [share * (face - start.latent) for share, face in zip(shares, faces, strict=True)]
-        with self._autocast():
-            return [(shift, self.embed(self.render(start.latent + shift))) for shift in shifts]
-
-    def _losses(
-        self, latent: Tensor, start: Start, shifts: list[tuple[Tensor, Tensor]]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def _losses(self, latent: Tensor, start: Faces) -> tuple[Tensor, dict[str, Tensor]]:
         with self._autocast():
             images = self.render(latent)
-            embeddings = [self.embed(images), *(self.embed(self.render(latent + shift)) for shift, _ in shifts)]
             identity = self.identify(images) if self.settings.lambda_id else None
-        starts = [start.embedding, *(embedding for _, embedding in shifts)]
+            return self._sum(Faces(latent, self.embed(images), identity), start)
+
+    def _sum(self, at: Faces, start: Faces) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum [n] of the terms, and the terms, each [n]."""
         terms = {
-            "clip": torch.stack([1 - embedding @ self.target for embedding in embeddings]).mean(0),
-            "l2": (latent - start.latent).square().flatten(1).sum(1),
+            "clip": 1 - at.embedding @ self.target,
+            "l2": (at.latent - start.latent).square().flatten(1).sum(1),
         }
         if self.delta_t is not None:
-            moves = [along(to - of, self.delta_t) for to, of in zip(embeddings, starts, strict=True)]
-            terms["directional"] = 1 - torch.stack(moves).mean(0)
-        if identity is not None and start.identity is not None:
-            terms["identity"] = 1 - (identity * start.identity).sum(1)
+            terms["directional"] = 1 - along(at.embedding - start.embedding, self.delta_t)
+        if at.identity is not None and start.identity is not None:
+            terms["identity"] = 1 - (at.identity * start.identity).sum(1)
         weighted = [self.weights[name] * term for name, term in terms.items() if self.weights[name]]
         return torch.stack(weighted).sum(0) if weighted else torch.zeros_like(terms["l2"]), terms
 

@@ -37,9 +37,10 @@ class OptimizeSettings:
         lambda_directional: weight of 1 - cos(change of the image, change of the text) (StyleGAN-NADA); not published.
         lambda_l2: weight of the SUM of squared changes of the latent, over all of its entries.
         lambda_id: weight of 1 - cos(identity, identity of the start); the published notebook has 0.005.
-        views, mix: the change is also tried on `views` other faces a step, and the first two terms are means over all
-            of them; each is the face itself moved up to the share `mix` towards a random one. What pleases CLIP on one
-            picture alone seldom does on its neighbours. 0 views: the face alone, as published.
+        whiten: descend in coordinates in which the generator's own w has unit variance (`optimize_start.Whitened`), for
+            the spaces of w; lambda_l2 then counts in them. False: in w itself, as published.
+        warm: random faces whose CLIP scores give a first step towards the text (`optimize_start.first_step`); each face
+            begins at the best of a few points along it. 0: at the face itself, as published.
         front_end: how CLIP sees the picture in the loss: "raw" as published (area average alone, neither clamp nor mean
             and std), or "clip" as CLIP was trained.
         templates: embed the text in the pack's templates; False: the text alone, as published.
@@ -58,8 +59,8 @@ class OptimizeSettings:
     lambda_directional: float = 0.0
     lambda_l2: float = 0.008
     lambda_id: float = 0.0
-    views: int = 0
-    mix: float = 0.5
+    whiten: bool = False
+    warm: int = 0
     front_end: str = "raw"
     templates: bool = False
     precision: str = "fp32"
@@ -76,10 +77,10 @@ class OptimizeSettings:
         for name in ("steps", "batch"):
             if not _whole(getattr(self, name)) or getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)!r}; expected a whole number from 1")
-        if not _whole(self.views) or not 0 <= self.views <= 64:
-            raise InputError(f"views is {self.views!r}; expected a whole number from 0 to 64")
-        if not isinstance(self.mix, int | float) or not 0 <= self.mix <= 1:
-            raise InputError(f"mix is {self.mix!r}; expected a number from 0 to 1")
+        if not _whole(self.warm) or not (self.warm == 0 or 20 <= self.warm <= 65536):
+            raise InputError(f"warm is {self.warm!r}; expected a whole number of faces from 20 to 65536, or 0 for none")
+        if self.whiten and self.space == "s":
+            raise InputError("whiten is for the spaces w and w+, not for style space; leave one of the two out")
         if not _whole(self.patience) or self.patience < 0:
             raise InputError(f"patience is {self.patience!r}; expected a whole number of steps, 0 for no early stop")
         for name in ("lr", "lambda_clip", "lambda_directional", "lambda_l2", "lambda_id", "tolerance"):
@@ -110,16 +111,18 @@ FREE = replace(PUBLISHED, lambda_l2=0.0)
 """The published free generation: from the mean face, loss D_CLIP alone."""
 
 # A narrow generator with a small CLIP: under the published weights w+ leaves what the generator draws, and CLIP's score
-# rises by colours and backgrounds with little of the target to be seen. One offset for all layers, the directional
-# term, a text embedded in the pack's templates, and a change that must also serve other faces keep the picture a face.
+# rises by colours and backgrounds with little of the target to be seen. One offset for all layers in coordinates of
+# unit variance, a first step seen on random faces, the directional term and a text embedded in the pack's templates
+# keep the picture a face, and bring the target.
 SMALL = OptimizeSettings(
     space="w",
-    steps=60,
+    steps=40,
     lambda_clip=1.0,
     lambda_directional=2.0,
-    lambda_l2=0.0005,
+    lambda_l2=0.0001,
     lambda_id=0.1,
-    views=2,
+    whiten=True,
+    warm=512,
     templates=True,
     batch=16,
 )
@@ -144,6 +147,8 @@ def settings_for(pack: Pack, preset: str | None = None, free: bool = False, **ch
     settings = PRESETS[name]
     if free:
         settings = replace(settings, lambda_clip=1.0, lambda_directional=0.0, lambda_l2=0.0, lambda_id=0.0)
+    if changes.get("space") == "s" and changes.get("whiten") is None:  # which the preset may have for w
+        settings = replace(settings, whiten=False)
     return settings.changed(changes)
 
 

@@ -33,7 +33,7 @@ class State:
     Attributes:
         latent: where the next evaluation takes place.
         first, second: Adam's moments.
-        loss [n], terms (each [n]): of the last evaluation, and `initial` those of the first.
+        loss [n], terms (each [n]): of the last evaluation; `initial`: those of the face itself, with "loss".
         best_latent, best_loss, best_terms, best_step: the evaluation of the least loss.
         mark, stale: loss of the last progress worth the name, and evaluations since then.
         stopped: the step after which a face stopped early; RUNNING where it has not.
@@ -61,8 +61,8 @@ class State:
     frames: dict[int, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def fresh(cls, latent: Tensor, scale: float) -> State:
-        """Before the first step."""
+    def fresh(cls, latent: Tensor, initial: dict[str, Tensor], scale: float) -> State:
+        """Before the first step, which takes place at `latent`; initial: the terms and "loss" of the face itself."""
         n = len(latent)
         endless, zeros = latent.new_full((n,), torch.inf), torch.zeros_like(latent)
         steps = torch.zeros(n, dtype=torch.int64, device=latent.device)
@@ -78,6 +78,7 @@ class State:
             stale=steps.clone(),
             stopped=steps + RUNNING,
             scale=scale,
+            initial=initial,
         )
 
     @property
@@ -89,10 +90,8 @@ class State:
         """Books the evaluation of the active faces at the present latents."""
         n = len(self.loss)
         for name, term in found.terms.items():
-            for table in (self.initial, self.terms, self.best_terms):
+            for table in (self.terms, self.best_terms):
                 table.setdefault(name, term.new_full((n,), torch.nan))
-            if self.step == 0:
-                self.initial[name][active] = term
             self.terms[name][active] = term
         self.loss[active] = found.total
         better = active[found.total < self.best_loss[active]]

@@ -17,6 +17,7 @@ from styleclip_rt.runtime.training.inputs import Inputs, mean_face, read_inputs
 from styleclip_rt.runtime.training.optimize import optimize
 from styleclip_rt.runtime.training.optimize_loss import SHORT, Evaluation, Objective, along
 from styleclip_rt.runtime.training.optimize_settings import PUBLISHED, rate, settings_for
+from styleclip_rt.runtime.training.optimize_start import STEPS, Whitened, random_z
 from styleclip_rt.runtime.training.optimize_state import State
 from styleclip_rt.runtime.training.pack import Pack, load_pack
 from styleclip_rt.runtime.training.texts import PackTexts
@@ -131,7 +132,7 @@ def test_it_equals_adam_of_torch_with_the_published_schedule(pack: Pack, w: Tens
 def test_the_update_is_torch_adams_bit_for_bit() -> None:
     torch.manual_seed(0)
     x = torch.randn(3, 2, 5)
-    leaf, state = x.clone().requires_grad_(), State.fresh(x, 1.0)
+    leaf, state = x.clone().requires_grad_(), State.fresh(x, {}, 1.0)
     optimizer = torch.optim.Adam([leaf], lr=0.1, foreach=False)
     for i in range(20):
         gradient = torch.randn(3, 2, 5)
@@ -207,38 +208,67 @@ def test_identity_is_kept_where_it_counts(pack: Pack, w: Tensor) -> None:
     assert tight[0].after["identity"] == pytest.approx(1 - (tight[0].identity or 0), abs=0.03)
 
 
+def test_whitened_coordinates_have_unit_variance_and_lead_back_to_w(pack: Pack, w: Tensor) -> None:
+    whitened = Whitened(pack.generator)
+    assert torch.allclose(whitened.w(whitened.of(w)), w, atol=1e-4)
+    z = torch.randn(4096, pack.generator.config.z_dim, generator=torch.Generator().manual_seed(1))
+    drawn = whitened.of(pack.generator.mapping_network(z))
+    covariance = torch.cov(drawn.T)
+    variances = torch.linalg.eigvalsh(covariance)
+    assert variances[-1] < 1.5
+    assert (variances > 0.7).sum() >= 40  # every direction that the generator draws along, some 55 of 128
+    assert drawn.mean(0).abs().max() < 0.1
+
+
+def test_a_whitened_descent_has_the_gradient_of_its_own_coordinates(pack: Pack, w: Tensor) -> None:
+    """By the chain rule dL/dp = dL/dw C^(1/2), all layers alike in the space w, and the l2 term counts in p."""
+    plain = replace(PUBLISHED, space="w", lambda_l2=0.0)
+    white, direct = Objective(pack, PURPLE, replace(plain, whiten=True)), Objective(pack, PURPLE, plain)
+    assert white.whitened is not None
+    p = white.latent_of(w)
+    found = white.evaluate(p, white.start(p), 1.0)
+    gradient = direct.evaluate(w, direct.start(w), 1.0).gradient @ white.whitened.root
+    assert (found.gradient - gradient).abs().max() < 1e-3 * gradient.abs().max()
+    moved = white.evaluate(p + 0.1, white.start(p), 1.0)
+    assert float(moved.terms["l2"][0]) == pytest.approx(0.01 * p[0].numel(), rel=1e-3)
+
+
 @pytest.mark.parametrize("space", ["w", "s"])
-def test_the_views_are_means_over_other_faces(pack: Pack, w: Tensor, space: str) -> None:
-    """Every view is its start moved towards a random face; the same change is added to each."""
-    plain = replace(PUBLISHED, space=space, lambda_id=0.1, lambda_directional=1.0, templates=True)
-    seen = Objective(pack, PURPLE, replace(plain, views=2, mix=0.6))
-    alone = Objective(pack, PURPLE, plain)
-    start = seen.start(seen.latent_of(w))
-    change = 0.1 * torch.randn(start.latent.shape, generator=torch.Generator().manual_seed(4))
-    found = seen.evaluate(start.latent + change, start, 1.0, step=3)
-    terms = [alone.evaluate(start.latent + change, start, 1.0).terms]
-    shifts = seen._shifts(start, 3)
-    assert len(shifts) == 2
-    for shift, _ in shifts:
-        moved = alone.start(start.latent + shift)
-        terms.append(alone.evaluate(moved.latent + change, moved, 1.0).terms)
-        assert (shift.flatten(1).norm(dim=1) > 0.01 * start.latent.flatten(1).norm(dim=1)).all()
-    for name in ("clip", "directional"):
-        expected = torch.stack([t[name] for t in terms]).mean(0)
-        assert torch.allclose(found.terms[name], expected, atol=2e-5)
-    for name in ("l2", "identity"):  # those are about the face itself
-        assert torch.allclose(found.terms[name], terms[0][name], rtol=1e-4, atol=1e-5)
-    other = seen.evaluate(start.latent + change, start, 1.0, step=4)
-    assert not torch.allclose(other.terms["clip"], found.terms["clip"], atol=1e-4)
+def test_the_first_step_leads_from_the_mean_of_all_to_that_of_the_best(pack: Pack, w: Tensor, space: str) -> None:
+    settings = replace(PUBLISHED, space=space, lambda_directional=1.0, lambda_l2=0.0, templates=True, warm=64)
+    objective = Objective(pack, PURPLE, settings)
+    assert objective.step is not None
+    faces = objective.latent_of(pack.generator.broadcast(pack.generator.mapping_network(random_z(pack.generator, 64))))
+    with torch.no_grad():
+        scores = objective.embed(objective.render(faces)) @ objective.delta_t
+    expected = faces[scores.topk(3).indices].mean(0) - faces.mean(0)
+    if objective.mask is not None:
+        expected = expected * objective.mask
+        assert (objective.step[objective.mask == 0] == 0).all()
+    assert torch.allclose(objective.step, expected, atol=1e-4)
 
 
-def test_views_do_not_depend_on_who_else_is_in_the_batch(pack: Pack, w: Tensor) -> None:
-    objective = Objective(pack, PURPLE, replace(PUBLISHED, views=2))
+def test_each_face_begins_at_its_best_point_along_the_first_step(pack: Pack, w: Tensor) -> None:
+    objective = Objective(pack, PURPLE, replace(PUBLISHED, lambda_directional=2.0, lambda_l2=0.0005, warm=64))
     start = objective.start(w)
-    batch = objective.evaluate(w + 0.1, start, 1.0, step=5)
-    alone = objective.evaluate(w[1:2] + 0.1, start.take(torch.tensor([1])), 1.0, step=5)
-    assert float(alone.total) == pytest.approx(float(batch.total[1]), abs=1e-5)
-    assert (alone.gradient - batch.gradient[1:2]).abs().max() < 1e-4 * alone.gradient.abs().max()
+    latent, before = objective.first(start)
+    losses = torch.stack([objective.evaluate(w + k * objective.step, start, 1.0).total for k in STEPS])
+    for i, k in enumerate(losses.argmin(0).tolist()):
+        assert torch.allclose(latent[i], w[i] + STEPS[k] * objective.step, atol=1e-5)
+    assert torch.allclose(before["loss"], losses[0], atol=1e-5)
+    assert before["l2"].tolist() == [0, 0, 0]
+    alone, _ = objective.first(start.take(torch.tensor([1])))
+    assert torch.allclose(alone[0], latent[1])
+
+
+def test_the_record_compares_with_the_face_itself_not_with_where_the_descent_began(pack: Pack, w: Tensor) -> None:
+    settings = settings_for(pack, steps=1)
+    for result in optimize(pack, w[:1], "purple-hair", settings):
+        assert result.before["l2"] == 0
+        assert result.after["l2"] > 1  # one evaluation at the best point of the first step
+        assert result.after["loss"] < result.before["loss"]
+        assert result.w is not None
+        assert torch.allclose(pack.generator.styles(result.w), result.s, atol=1e-4)
 
 
 def test_free_generation_starts_at_the_mean_face(pack: Pack) -> None:
@@ -263,7 +293,7 @@ def test_the_best_step_is_returned_where_asked_for(pack: Pack, w: Tensor) -> Non
 
 
 def test_a_face_without_progress_stops_and_the_others_go_on(pack: Pack, w: Tensor) -> None:
-    state = State.fresh(w, 1.0)
+    state = State.fresh(w, {}, 1.0)
     settings = replace(PUBLISHED, patience=2, tolerance=0.05)
     for totals in ([1.0, 1.0, 1.0], [0.9, 0.98, 0.9], [0.8, 0.96, 0.86]):
         active = state.active

@@ -126,7 +126,7 @@ def test_a_loss_that_is_no_number_is_one_line_and_the_checkpoint_stays(
         return plain(self, latent) * (float("nan") if len(calls) > 3 else 1.0)  # the start and two steps are sound
 
     monkeypatch.setattr(optimize_loss.Objective, "render", breaks)
-    asked = ("--seed", "3", "--prompt", "hat", "--steps", "5", "--views", "0", "--out", "x.png")
+    asked = ("--seed", "3", "--prompt", "hat", "--steps", "5", "--warm", "0", "--out", "x.png")
     found = run(*asked, code=2)
     assert "loss of seed000003 is not finite at step 2 of 5" in found.stderr
     assert sorted(p.name for p in (here / "x-work").iterdir()) == ["batch-0000.pt", "optimize-run.json"]

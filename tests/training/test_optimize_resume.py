@@ -48,8 +48,12 @@ class Interrupted(Exception):
 
 @pytest.mark.parametrize(
     "settings",
-    [SHORT_RUN, replace(SHORT_RUN, space="s", batch=2, patience=3), replace(SHORT_RUN, views=1)],
-    ids=["w", "s", "views"],
+    [
+        SHORT_RUN,
+        replace(SHORT_RUN, space="s", batch=2, patience=3),
+        replace(SHORT_RUN, space="w", whiten=True, warm=32),
+    ],
+    ids=["w", "s", "warm"],
 )
 def test_an_interrupted_run_goes_on_bit_for_bit(
     pack: Pack, w: Tensor, tmp_path: Path, settings: OptimizeSettings
@@ -108,7 +112,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_rest(pack: Pack, w:
 def test_a_full_disk_is_one_line_and_keeps_the_older_checkpoint(
     pack: Pack, w: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    state, file = State.fresh(w, 1.0), tmp_path / "batch-0000.pt"
+    state, file = State.fresh(w, {}, 1.0), tmp_path / "batch-0000.pt"
     optimize_state.save(state, file)
     before = file.read_bytes()
 
@@ -154,7 +158,7 @@ def test_sigkill_loses_no_checkpoint(pack: Pack, w: Tensor, tmp_path: Path) -> N
     state = optimize_state.load(file)
     assert state is not None
     assert 1 <= state.step == len(state.history) < 100_000
-    expected = State.fresh(w[:1], 1.0)
+    expected = State.fresh(w[:1], {}, 1.0)
     objective = Objective(pack, PURPLE, PUBLISHED)
     settings, start = replace(PUBLISHED, steps=100_000), objective.start(w[:1])
     for _ in range(min(2, state.step)):

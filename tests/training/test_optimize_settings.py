@@ -36,7 +36,7 @@ def test_the_published_preset() -> None:
     expected = {
         "space": "w+", "channels": "conv", "steps": 300, "lr": 0.1, "lambda_clip": 1.0, "lambda_directional": 0.0,
         "lambda_l2": 0.008, "lambda_id": 0.0, "front_end": "raw", "templates": False, "precision": "fp32",
-        "patience": 0, "returned": "last", "views": 0,
+        "patience": 0, "returned": "last", "whiten": False, "warm": 0,
     }  # fmt: skip
     assert {name: PUBLISHED.to_dict()[name] for name in expected} == expected
     assert PRESETS["published"] is PUBLISHED
@@ -73,8 +73,8 @@ BAD: dict[str, dict[str, Any]] = {
     "steps": {"steps": 0},
     "batch": {"batch": 2.5},
     "patience": {"patience": -1},
-    "views": {"views": -1},
-    "mix": {"mix": 1.5},
+    "warm is 5": {"warm": 5},
+    "whiten is for the spaces w": {"whiten": True, "space": "s"},
     "lr": {"lr": 0.0},
     "lambda_l2": {"lambda_l2": float("nan")},
     "lambda_id": {"lambda_id": -0.1},
@@ -88,6 +88,14 @@ BAD: dict[str, dict[str, Any]] = {
 def test_settings_out_of_range_are_named(case: str) -> None:
     with pytest.raises(InputError, match=case):
         OptimizeSettings().changed(BAD[case])
+
+
+def test_style_space_drops_the_presets_whitening_but_not_the_users() -> None:
+    pack = load_pack("toyfaces")
+    assert settings_for(pack).whiten
+    assert not settings_for(pack, space="s").whiten
+    with pytest.raises(InputError, match="whiten is for the spaces w"):
+        settings_for(pack, space="s", whiten=True)
 
 
 def test_an_unknown_preset_lists_the_known_ones() -> None:
