@@ -164,15 +164,22 @@ class Chosen:
 
 
 def _recommend(subject: Subject, prompts: list[Prompt], given: dict[str, Any]) -> Chosen:
-    """Chooses the settings and writes them into the pack; they are then what is reported, on other faces."""
+    """Chooses the settings and writes them into the pack; they are then what is reported, on other faces.
+
+    What an earlier run chose and could not write is written without choosing again.
+    """
     from ..runtime.training.inputs import sample
     from . import evaluate_recommend as recommending
 
-    seeds = range(SELECTION_SEED, SELECTION_SEED + given["selection_faces"])
-    selection = subject.faces_of(sample(subject.pack, seeds))
+    pack, out, neutrals, faces = subject.pack, given["out_pack"], given["neutrals"], given["selection_faces"]
     mappers = "mapper" in given["methods"]
-    entries, reasons = recommending.recommend(subject, prompts, selection, given["neutrals"], mappers=mappers)
-    written = recommending.write(subject.pack, given["out_pack"], entries) if entries else None
+    kept = recommending.kept_choice(pack, out, prompts, neutrals=neutrals, faces=faces, mappers=mappers)
+    if earlier := kept.load():
+        entries, reasons = earlier[1]["entries"], earlier[1]["reasons"]
+    else:
+        selection = subject.faces_of(sample(pack, range(SELECTION_SEED, SELECTION_SEED + faces)))
+        entries, reasons = recommending.recommend(subject, prompts, selection, neutrals, mappers=mappers)
+    written = recommending.write(pack, out, entries, reasons, kept) if entries else None
     record = {
         "settings": entries,
         "pack": str(written) if written else None,

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from ..engines.errors import StyleclipError
 from ..runtime.model import Prompt
 from ..runtime.training import publish, search
+from ..runtime.training.kept import Kept, digests
 from ..runtime.training.pack import Pack
 from ..runtime.training.subject import Faces, Subject
 from .evaluate_methods import tables_of
@@ -82,7 +83,20 @@ def with_settings(prompts: Sequence[Prompt], entries: Mapping[str, Row]) -> list
     return out
 
 
-def write(pack: Pack, out: Path | None, entries: Mapping[str, Row]) -> Path:
-    """Merges the entries into the pack's prompts, in `publish.destination(pack, out)`; returns the pack's folder."""
+def kept_choice(pack: Pack, out: Path | None, prompts: Sequence[Prompt], **asked: Any) -> Kept:
+    """Where what was chosen waits if the pack cannot be written. `asked`: what else the choice depends on."""
+    folder = publish.destination(pack, out).absolute()
+    names = ("generator", "clip", "tokenizer", "directions", "statistics", "judge", "identity")
+    parts = digests(pack, *names, *(prompt.mapper for prompt in prompts if prompt.mapper))
+    stamp = {"prompts": [asdict(prompt) for prompt in prompts], "parts": parts, "templates": pack.templates, **asked}
+    return Kept(folder.with_name(f"{folder.name}-work") / "recommended.safetensors", stamp)
+
+
+def write(pack: Pack, out: Path | None, entries: Mapping[str, Row], reasons: Mapping[str, str], kept: Kept) -> Path:
+    """Merges the entries into the pack's prompts, in `publish.destination(pack, out)`; returns the pack's folder.
+
+    Raises StyleclipError where the pack cannot be written: `kept` then gets {"entries", "reasons"} as its record.
+    """
     prompts = {name: {key: value for key, value in entry.items() if key != "merit"} for name, entry in entries.items()}
-    return publish.publish(pack, out, {}, prompts)
+    record = {"entries": dict(entries), "reasons": dict(reasons)}
+    return publish.publish(pack, out, {}, prompts, kept=kept, record=record)

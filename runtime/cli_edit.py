@@ -87,7 +87,9 @@ Examples:
 @json_option
 @click.pass_context
 def edit(ctx: click.Context, /, image: str, out: str | None, grid: bool, as_json: bool, **options: Any) -> None:
-    """Edit the photo IMG, or a latents file of `invert`, towards a text. The IMG `sample` is a portrait that ships.
+    """Edit the photo IMG, or a latents file of `invert` or `optimize`, towards a text.
+
+    The IMG `sample` is a portrait that ships.
 
     Several --prompt and --direction combine in one edit: --alpha, --beta and --neutral follow the one they belong to,
     and a value that follows several serves them all. What is not given is taken from the bundle's recommended settings.
@@ -110,12 +112,12 @@ def edit(ctx: click.Context, /, image: str, out: str | None, grid: bool, as_json
 def _single(editor: Editor, image: str, out: Path, request: dict[str, Any], with_identity: bool) -> dict[str, Any]:
     """One picture, of one prompt or direction or several combined."""
     from .images import write_image
-    from .latents import is_latents, load_latents
+    from .latents import is_latents, load_face
 
     settings = _settings(request)
     if is_latents(image):
         _check_latents_options(image, request)
-        result = editor.edit_latents(load_latents(image, editor), **settings)
+        result = editor.edit_latents(load_face(image, editor), **settings)
     else:
         place = {"paste": request["paste"], **photo_settings(request["photo"])}
         result = editor.edit(image, identity=with_identity, **settings, **place)
@@ -150,7 +152,7 @@ def _sheet(editor: Editor, image: str, out: Path, request: dict[str, Any], _: bo
     """A contact sheet: alpha x beta of one prompt or direction, or several of them x alpha."""
     from .grids import DEFAULT_ALPHAS, beta_grid, prompt_grid
     from .images import write_image
-    from .latents import is_latents, load_latents
+    from .latents import is_latents, load_face
 
     prompts, directions = _listed(editor, request["prompts"]), list(request["directions"])
     if len(request["alphas"]) > 1:
@@ -160,17 +162,17 @@ def _sheet(editor: Editor, image: str, out: Path, request: dict[str, Any], _: bo
     frame = None
     if is_latents(image):
         _check_latents_options(image, request)
-        w = load_latents(image, editor)
+        face = editor.checked_face(load_face(image, editor), request["method"])
     else:
         frame = editor.frame(image, framing_of(editor, request["photo"]))
-        w = editor.invert(frame.crop)
+        face = editor.invert(frame.crop)
     neutrals = _serving(request["neutrals"])
     if request["method"] == "global" and len(prompts) + len(directions) <= 1 and not isinstance(neutrals, list):
         one = {"prompt": next(iter(prompts), None), "direction": next(iter(directions), None)}
-        grid = beta_grid(editor, w, alphas=alphas, betas=betas or None, neutral=neutrals, **one)
+        grid = beta_grid(editor, face, alphas=alphas, betas=betas or None, neutral=neutrals, **one)
     else:
         names = (prompts or None, alphas, _serving(betas), neutrals, request["method"], directions or None)
-        grid = prompt_grid(editor, w, *names)
+        grid = prompt_grid(editor, face, *names)
     write_image(grid.image, out)
     return _grid_record(editor, grid, out, request["method"]) | _placed(frame)
 

@@ -19,8 +19,8 @@ from .align import read_alignment
 from .align_frame import Frame, Framing, settle
 from .align_landmarks import Finder, Landmarks
 from .align_models import open_finder
-from .model import Model, Prompt, read_model
-from .moves import fused_mapper, mapped, moves, text_directions
+from .model import Model, read_model
+from .moves import fused_mapper, mapped, moves, text_directions, unknown_words
 from .named import NamedDirections
 from .paste import change_mask, paste_crop, paste_mode
 from .prompts import STYLE_MAPPER, TextEncoder, cache_folder
@@ -98,7 +98,7 @@ class Editor:
         result = (self._map if method == "mapper" else self._direct)(w, steps, clock)
         result = replace(result, frame=frame, notes=(*frame.notes, *result.notes))
         if mode:
-            result = replace(result, pasted=self._paste(result, frame, mode))
+            result = replace(result, pasted=self._paste(result.image, w, frame, mode))
             clock.lap("paste")
         if identity:
             result = replace(result, identity=self.identity(frame.crop, result.image))
@@ -108,7 +108,7 @@ class Editor:
 
     def edit_latents(
         self,
-        w: F32,
+        face: F32,
         prompt: str | Sequence[str] | None = None,
         alpha: float | Sequence[float | None] | None = None,
         beta: Beta | Sequence[Beta | None] | None = None,
@@ -117,13 +117,14 @@ class Editor:
         *,
         direction: str | Sequence[str] | None = None,
     ) -> EditResult:
-        """The same from latents w [1, L, W] float32 (of `invert` or `sample`) in place of a photo."""
+        """The same from latents in place of a photo: w [1, L, W] float32 (of `invert` or `sample`), or styles s [1, S].
+
+        Styles are what `optimize --space s` and `load_styles` give; a mapper needs w and refuses them.
+        """
         clock = Clock()
         steps = plan(self.model, prompt, alpha, beta, neutral, method, direction)
-        w = self.checked_w(w)
-        if len(w) != 1:
-            raise InputError(f"latents of {len(w)} faces; expected one, w[i:i + 1]")
-        result = (self._map if method == "mapper" else self._direct)(w, steps, clock)
+        face = self.checked_face(face, method)
+        result = (self._map if method == "mapper" else self._direct)(face, steps, clock)
         clock.total()
         return result
 
@@ -140,34 +141,33 @@ class Editor:
     ) -> Slider:
         """An edit whose strength is open: `.at(alpha)` for each step of a slider, `.grid(alphas)` for several at once.
 
-        image: a photo as for `edit`, or latents w [1, L, W] float32, along a prompt or a named direction. What lies
+        image: a photo as for `edit`, or latents as for `edit_latents`, along a prompt or a named direction. What lies
         below the first layer that it moves is computed once (the bundle must have been exported with sliders).
         negligible: share of the direction's squared length that may be left out to start higher; 0: nothing.
         """
         from .slider import make_slider
 
         latents = isinstance(image, np.ndarray) and image.dtype.kind == "f"
-        w = self.checked_w(image) if latents else self.invert(self.photo(image))  # type: ignore[arg-type]
-        if len(w) != 1:
-            raise InputError(f"latents of {len(w)} faces; expected one, w[i:i + 1]")
-        return make_slider(self, w, prompt, beta, neutral, method, negligible, direction)
+        face = self.checked_face(image, method) if latents else self.invert(self.photo(image))  # type: ignore[arg-type]
+        return make_slider(self, face, prompt, beta, neutral, method, negligible, direction)
 
     # The two methods -------------------------------------------------------------------------------------------------
 
-    def _direct(self, w: F32, steps: tuple[Step, ...], clock: Clock) -> EditResult:
+    def _direct(self, face: F32, steps: tuple[Step, ...], clock: Clock) -> EditResult:
         """Global directions (paper, section 6), and named ones: s' = s + sum of alpha * delta_s."""
+        w = face if face.ndim == 3 else None
         delta_t = text_directions(self, steps)  # [Q, E], unit; of those that are prompts
         clock.lap("text")
         steps, delta_s = moves(self, steps, delta_t)  # [P, S]
         clock.lap("direction")
         alpha = np.array([step.alpha for step in steps], dtype=np.float32)  # [P]
-        if len(steps) == len(delta_t) == 1 and "edit_global" in self.bundle.graphs:
+        if w is not None and len(steps) == len(delta_t) == 1 and "edit_global" in self.bundle.graphs:
             beta = np.array([step.beta for step in steps], dtype=np.float32)
             image_u8 = self.bundle.run("edit_global", w=w, delta_t=delta_t, alpha=alpha, beta=beta)["image_u8"]
         else:
-            image_u8 = self.synthesize(self.styles(w) + alpha @ delta_s)
+            image_u8 = self.synthesize(self.styles_of(face) + alpha @ delta_s)
         clock.lap("synthesize")
-        return self._result(w, image_u8, delta_s, steps, clock, self._notes(steps))
+        return self._result(w, image_u8, delta_s, steps, clock, unknown_words(self, steps))
 
     def _map(self, w: F32, steps: tuple[Step, ...], clock: Clock) -> EditResult:
         """Latent mappers (paper, section 5): w' = w + sum of strength * mapper(w); those of style space move s."""
@@ -239,6 +239,10 @@ class Editor:
         """Style vectors s [N, S] of latents w [N, L, W]."""
         return self.bundle.run("style", w=w)["s"]
 
+    def styles_of(self, face: F32) -> F32:
+        """Style vectors s [1, S] of a face given as w [1, L, W], or as s itself."""
+        return face if face.ndim == 2 else self.styles(face)
+
     def map_latents(self, graph: str, w: F32, s: F32) -> F32:
         """What a mapper adds: delta_w [1, L, W], or delta_s [1, S] of a mapper of style space (`style_mapper/...`)."""
         if graph.startswith(STYLE_MAPPER):
@@ -295,6 +299,19 @@ class Editor:
             raise InputError(f"latents have shape {w.shape}; expected finite [N, {expected[0]}, {expected[1]}]")
         return w
 
+    def checked_face(self, face: F32, method: str = "global") -> F32:
+        """One face as float32: w [1, L, W] or styles s [1, S]; InputError for others, and for s with a mapper."""
+        face = np.asarray(face, dtype=np.float32)
+        if face.shape != (1, self.model.style_channels):
+            if len(w := self.checked_w(face)) != 1:
+                raise InputError(f"latents of {len(w)} faces; expected one, w[i:i + 1]")
+            return w
+        if method == "mapper":
+            raise InputError("these are latents of style space, and a mapper needs w; use directions (--method global)")
+        if not np.isfinite(face).all():
+            raise InputError("latents of style space hold values that are not finite")
+        return face
+
     def close(self) -> None:
         """Free the bundle's sessions."""
         self.bundle.close()
@@ -307,24 +324,21 @@ class Editor:
     ) -> None:
         self.close()
 
-    def _paste(self, result: EditResult, frame: Frame, mode: str) -> Image.Image:
+    def _paste(self, image: Image.Image, w: F32, frame: Frame, mode: str) -> Image.Image:
         """The whole photo with the edited face in it."""
         mask = None
         if mode == "changed":
-            inverted = images.image_from_u8(self.synthesize(self.styles(result.w))[0])
-            mask = change_mask(result.image, inverted)
-        return paste_crop(frame.photo, result.image, frame.quad, mask)
-
-    def _notes(self, steps: tuple[Step, ...]) -> tuple[str, ...]:
-        prompts = [step.prompt for step in steps if isinstance(step.prompt, Prompt)]
-        texts = dict.fromkeys(text for prompt in prompts for text in (prompt.target, prompt.neutral))
-        words = list(dict.fromkeys(word for text in texts for word in self.text.embed(text).unknown))
-        unknown = ", ".join(map(repr, words))
-        return (f"the bundle's CLIP does not know {unknown}: expect a weak or random edit",) if words else ()
+            mask = change_mask(image, images.image_from_u8(self.synthesize(self.styles(w))[0]))
+        return paste_crop(frame.photo, image, frame.quad, mask)
 
     @staticmethod
     def _result(
-        w: F32, image_u8: NDArray[np.uint8], delta_s: F32, steps: tuple[Step, ...], clock: Clock, notes: tuple[str, ...]
+        w: F32 | None,
+        image_u8: NDArray[np.uint8],
+        delta_s: F32,
+        steps: tuple[Step, ...],
+        clock: Clock,
+        notes: tuple[str, ...],
     ) -> EditResult:
         if not np.isfinite(delta_s).all():
             raise BundleError("the bundle's direction is not finite; export the bundle again")

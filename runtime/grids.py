@@ -40,14 +40,14 @@ class Grid:
 
 def beta_grid(
     editor: Editor,
-    w: F32,
+    face: F32,
     prompt: str | None = None,
     alphas: Sequence[float] = DEFAULT_ALPHAS,
     betas: Sequence[Beta] | None = None,
     neutral: str | None = None,
     direction: str | None = None,
 ) -> Grid:
-    """Figure 6: one prompt (or named direction) on latents w [1, L, W]; alpha left to right, beta top to bottom.
+    """Figure 6: one prompt (or named direction) on latents w [1, L, W] or s [1, S]; alpha left to right, beta down.
 
     betas: None takes half, one, one and a half and two times the recommended threshold. Raises InputError if no beta
     leaves a channel.
@@ -56,7 +56,7 @@ def beta_grid(
     delta_t = text_directions(editor, (step,))
     steps = _beta_steps(editor, step, delta_t, betas)
     alphas = _checked(alphas, len(steps))
-    s = editor.styles(w)
+    s = editor.styles_of(face)
     label = "{name}" if step.beta is None else "beta {beta:g}"
     rows = tuple(_direct_row(editor, step, delta_t, s, alphas, label) for step in steps)
     if all(row.styles is None for row in rows):
@@ -77,7 +77,7 @@ def _beta_steps(editor: Editor, step: Step, delta_t: F32, betas: Sequence[Beta] 
 
 def prompt_grid(
     editor: Editor,
-    w: F32,
+    face: F32,
     prompts: Sequence[str] | None,
     alphas: Sequence[float] = DEFAULT_ALPHAS,
     betas: Sequence[Beta | None] | Beta | None = None,
@@ -87,14 +87,14 @@ def prompt_grid(
 ) -> Grid:
     """Prompts, then named directions, from top to bottom, alpha (or a mapper's strength) from left to right.
 
-    On latents w [1, L, W].
+    On latents w [1, L, W], or styles s [1, S], which no mapper takes.
     """
     steps = plan(editor.model, prompts, None, betas, neutrals, method, directions)
     alphas = _checked(alphas, len(steps))
     if method == "mapper":
-        rows = tuple(_mapped_row(editor, step, w, alphas) for step in steps)
+        rows = tuple(_mapped_row(editor, step, editor.checked_face(face, method), alphas) for step in steps)
     else:
-        s = editor.styles(w)
+        s = editor.styles_of(face)
         rows = tuple(_direct_row(editor, t, text_directions(editor, (t,)), s, alphas, "{name}") for t in steps)
     return _grid(editor, rows, alphas, "")
 

@@ -56,8 +56,18 @@ def load_latents(path: str | os.PathLike[str], editor: Editor, index: int | None
     return editor.checked_w(np.repeat(face, editor.model.num_ws // face.shape[1], axis=1))
 
 
+def load_face(path: str | os.PathLike[str], editor: Editor) -> F32:
+    """Read one face as `Editor.edit_latents` takes it: s [1, S] of a file of style space, w [1, L, W] of any other.
+
+    Raises InputError as `load_latents` and `load_styles` do.
+    """
+    layers = [layer.channels for layer in editor.model.layers]
+    of_styles = style_entries(read(split_index(path)[0]), layers) is not None
+    return (load_styles if of_styles else load_latents)(path, editor)
+
+
 def load_styles(path: str | os.PathLike[str], editor: Editor, index: int | None = None) -> F32:
-    """Read s [1, S] of one face from StyleCLIP's style-space latents, ready for `Editor.synthesize`.
+    """Read s [1, S] of one face from StyleCLIP's style-space latents, for `Editor.edit_latents` and `synthesize`.
 
     Such a file is a list of one [N, 1, C, 1, 1] per layer, toRGB included, or the same padded to 512 and joined to
     [N, 1, layers * 512, 1, 1]. Raises InputError for anything else.
@@ -93,8 +103,8 @@ def faces_of(source: Source, model: Model) -> Array:
     width, rows = model.w_dim, model.num_ws
     if style_entries(source, [layer.channels for layer in model.layers]) is not None:
         raise InputError(
-            f"{source.path} holds latents of style space; `edit` takes w. In Python, runtime.latents.load_styles reads "
-            "them for Editor.synthesize"
+            f"{source.path} holds latents of style space, and w is needed here; `styleclip-rt edit` and "
+            "runtime.latents.load_styles read them"
         )
     array = lone_array(source.tree)
     if array is not None:

@@ -25,6 +25,15 @@ def text_directions(editor: Editor, steps: Sequence[Step]) -> F32:
     return np.stack(found) if found else np.zeros((0, editor.model.embed_dim or 1), dtype=np.float32)
 
 
+def unknown_words(editor: Editor, steps: Sequence[Step]) -> tuple[str, ...]:
+    """A note that names the words of the prompts that the bundle's CLIP does not know; () where it knows them all."""
+    prompts = [step.prompt for step in steps if isinstance(step.prompt, Prompt)]
+    texts = dict.fromkeys(text for prompt in prompts for text in (prompt.target, prompt.neutral))
+    words = list(dict.fromkeys(word for text in texts for word in editor.text.embed(text).unknown))
+    unknown = ", ".join(map(repr, words))
+    return (f"the bundle's CLIP does not know {unknown}: expect a weak or random edit",) if words else ()
+
+
 def moves(editor: Editor, steps: Steps, delta_t: F32 | None = None) -> tuple[Steps, F32]:
     """(steps with "auto" thresholds resolved, delta_s [P, S]) of prompts and named directions, in their order.
 

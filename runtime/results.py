@@ -20,7 +20,8 @@ T = TypeVar("T")
 class EditResult:
     """An edit and how it came about.
 
-    image: RGB, R x R pixels. w: the photo's latents [1, L, W]. delta_s: the direction in style space, before alpha: [S]
+    image: RGB, R x R pixels. w: the photo's latents [1, L, W]; None where the
+    edit began with styles. delta_s: the direction in style space, before alpha: [S]
     for one prompt, [P, S] for P of them. channels: indices of the style channels that move. timings: milliseconds by
     stage (the first run of a graph includes loading it). identity: cosine of the identity embeddings of photo and edit,
     None unless asked for. notes: what the user should know. Of several prompts or directions, prompt, alpha and beta
@@ -29,7 +30,7 @@ class EditResult:
     """
 
     image: Image.Image
-    w: NDArray[np.float32]
+    w: NDArray[np.float32] | None
     delta_s: NDArray[np.float32]
     channels: NDArray[np.int64]
     steps: tuple[Step, ...]

@@ -121,7 +121,7 @@ class Slider:
     """An edit whose strength is still open; made by `Editor.slider`.
 
     Attributes:
-        w: latents of the face [1, L, W].
+        face: its latents, w [1, L, W] or styles s [1, S].
         step: the prompt, or named direction, with its recommended alpha and the beta in use.
         delta_s: what alpha multiplies, [S]; under `negligible`, without the part that is not applied.
         channels: indices of the style channels that move.
@@ -129,15 +129,15 @@ class Slider:
         saved: share of the synthesis' multiply-adds that a step does not repeat, 0 to 1.
     """
 
-    def __init__(self, editor: Editor, w: F32, step: Step, delta_s: F32, negligible: float = 0.0) -> None:
-        self.editor, self.w, self.step = editor, w, step
+    def __init__(self, editor: Editor, face: F32, step: Step, delta_s: F32, negligible: float = 0.0) -> None:
+        self.editor, self.face, self.step = editor, face, step
         self.cut = cut_below(cuts(editor.model, editor.bundle.graphs), delta_s, negligible)
         self.delta_s = delta_s.copy()
         if self.cut is not None:
             self.delta_s[: self.cut.offset] = 0
         self.channels = edits.channels(self.delta_s)
         self.saved = 0.0 if self.cut is None else self.cut.saved
-        self._s: F32 = editor.styles(w)
+        self._s: F32 = editor.styles_of(face)
         self._render = Renderer(editor, self._s, self.cut)
 
     def at(self, alpha: float) -> Image.Image:
@@ -173,7 +173,7 @@ class Slider:
 
 def make_slider(
     editor: Editor,
-    w: F32,
+    face: F32,
     prompt: str | None = None,
     beta: Beta | None = None,
     neutral: str | None = None,
@@ -181,14 +181,14 @@ def make_slider(
     negligible: float = 0.0,
     direction: str | None = None,
 ) -> Slider:
-    """A slider for latents w [1, L, W]; see `Editor.slider`. Raises InputError and BundleError as an edit does."""
+    """A slider for latents w [1, L, W] or s [1, S]; see `Editor.slider`. Raises what an edit does."""
     if not 0 <= negligible < 1:
         raise InputError(f"negligible is {negligible!r}; expected a share from 0 to under 1, usually 0 to 0.05")
     if prompt is not None and direction is not None:
         raise InputError("a slider has one prompt or one named direction; `edit` takes both together")
     steps = plan(editor.model, prompt, None, beta, neutral, method, direction)
     if method == "mapper":
-        s = editor.styles(w)
+        w, s = face, editor.styles(face)
         steps, (delta,) = mapped(editor, steps, w, s)  # [1, L, W] or [1, S]
         # The affine maps are linear: the style vector moves in proportion to the strength.
         delta_s = delta if delta.ndim == 2 else editor.styles(w + delta) - s
@@ -196,7 +196,7 @@ def make_slider(
         steps, delta_s = moves(editor, steps)
     if not np.isfinite(delta_s).all():
         raise BundleError("the bundle's direction is not finite; export the bundle again")
-    return Slider(editor, w, steps[0], delta_s[0], negligible)
+    return Slider(editor, face, steps[0], delta_s[0], negligible)
 
 
 def preview_size(editor: Editor) -> int:

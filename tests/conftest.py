@@ -6,8 +6,10 @@ import ctypes
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,6 +33,29 @@ def isolated_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         del os.environ["STYLECLIP_RT_HOME"]
     else:
         os.environ["STYLECLIP_RT_HOME"] = before
+
+
+@pytest.fixture
+def full_disk() -> Callable[[], AbstractContextManager[None]]:
+    """A block in which the files of a pack in the making go to a full disk: the error is the system's own.
+
+    What the pack takes over is copied as ever, so that the disk is full half-way through.
+    """
+    full, genuine = Path("/dev/full"), Path.open
+    if not full.exists():
+        pytest.skip("this system has no /dev/full")
+
+    def opened(self: Path, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+        making = self.parent.name == "new" and self.parent.parent.name.startswith(".")
+        return genuine(full if making and "w" in mode else self, mode, *arguments, **options)
+
+    @contextmanager
+    def block() -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Path, "open", opened)
+            yield
+
+    return block
 
 
 @pytest.fixture(scope="session")

@@ -116,10 +116,10 @@ def train_finite(plan: FinitePlan) -> dict[str, Any]:
     """Measures the table and publishes the pack. Returns a JSON-ready summary; resumable in the plan's work folder.
 
     Raises:
-        InputError: embeddings that are not finite, or a full disk; the checkpoint stays.
+        InputError: embeddings that are not finite. StyleclipError: a full disk. The checkpoint stays.
     """
     pack, request, recipe = plan.pack, plan.request, plan.request.recipe
-    began, home = time.monotonic(), device()
+    began, home, checkpoint = time.monotonic(), device(), plan.work / "directions.pt"
     statistics, components = pack_statistics(pack, request)
     generator, clip = pack.generator, pack.clip
     psi = float(statistics.config.get("psi", PSI))
@@ -131,7 +131,7 @@ def train_finite(plan: FinitePlan) -> dict[str, Any]:
         base_w,
         recipe,
         front=front_of(clip),
-        checkpoint=plan.work / "directions.pt",
+        checkpoint=checkpoint,
         block=request.block,
     )
     licences = {pack.licences[name] for name in ("generator", "clip")}
@@ -141,7 +141,7 @@ def train_finite(plan: FinitePlan) -> dict[str, Any]:
         licences.pop() if len(licences) == 1 else "unknown",
         SOURCE,
     )
-    path = publish(pack, request.out, components)
+    path = publish(pack, request.out, components, kept=checkpoint)
     return summary(plan, table, str(path), round(time.monotonic() - began, 1))
 
 

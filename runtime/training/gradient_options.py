@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .pack import Pack
 
 ALONE = ("prompt", "neutral", "name", "alpha", "beta", "preview", "sheet")
-FINITE = ("sigmas", "tolerance", "compat", "block", "work")
+FINITE = ("sigmas", "tolerance", "compat", "block", "work", "render_at")
 
 
 def gradient_options(command: F) -> F:
@@ -48,7 +48,7 @@ def check_foreign(method: str) -> None:
         if context.get_parameter_source(name) not in (None, ParameterSource.DEFAULT)
     ]
     if given:
-        words = ", ".join(f"--{name}" for name in given)
+        words = ", ".join("--" + name.replace("_", "-") for name in given)
         raise InputError(f"--method {method} does not know {words}; see `styleclip-rt train directions --help`")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,9 @@ from .directions import DirectionRecipe, asked_channels
 from .directions_finite import FiniteRequest, base_faces, pack_statistics
 from .gradient import GradientRecipe, finite_passes, gradient_relevance, gradient_table
 from .inputs import pack_model, read_inputs
+from .kept import Kept, digests
 from .loop import device
-from .named import NamedDirection, check_name
+from .named import NamedDirection, check_name, from_component
 from .named import components as direction_components
 from .pack import Pack, Statistics
 from .pack_writer import Component
@@ -75,6 +76,19 @@ class GradientPlan:
     def component(self) -> str:
         """The name of what the run adds to the pack."""
         return "directions" if self.prompt is None else f"direction/{self.request.name or self.prompt.name}"
+
+    def kept(self, out: Path) -> Kept:
+        """Where the result waits if the pack `out` cannot be written."""
+        stamp = {
+            "component": self.component,
+            "prompt": None if self.prompt is None else asdict(self.prompt),
+            **{name: getattr(self.request, name) for name in ("alpha", "beta", "convention", "samples")},
+            "recipe": asdict(self.request.recipe),
+            "parts": digests(self.pack, "generator", "clip", "tokenizer", "statistics"),
+            "templates": self.pack.templates,
+        }
+        work = out.absolute().with_name(f"{out.absolute().name}-work")
+        return Kept(work / f"gradient-{self.component.rpartition('/')[2]}.safetensors", stamp)
 
     def to_dict(self) -> dict[str, Any]:
         """For --dry-run: JSON-ready."""
@@ -180,7 +194,10 @@ def recipe_config(recipe: GradientRecipe, statistics: Statistics) -> dict[str, A
 def train_gradient(plan: GradientPlan) -> dict[str, Any]:
     """Finds the direction or the table, shows it, and publishes it. Returns a JSON-ready summary.
 
-    Raises InputError for texts that mean the same, for gradients that are not finite, and for unreadable previews.
+    What an earlier run found and could not publish is published without looking for it again.
+
+    Raises InputError for texts that mean the same, for gradients that are not finite, and for unreadable previews;
+    StyleclipError where the pack cannot be written.
     """
     pack, request = plan.pack, plan.request
     began = time.monotonic()
@@ -189,17 +206,26 @@ def train_gradient(plan: GradientPlan) -> dict[str, Any]:
     statistics, components = pack_statistics(pack, finite)
     components = {name: replace(part, source=SOURCE) for name, part in components.items()}
     record = plan.to_dict()
-    if plan.prompt is None:
-        components["directions"] = table_component(plan, statistics)
-    else:
-        direction = prompt_direction(plan, statistics)
-        components |= direction_components([direction], licence_of(pack))
+    kept = None if plan.out is None else plan.kept(plan.out)
+    components |= _found(plan, statistics, kept)
+    if plan.prompt is not None:
+        direction = from_component(plan.component, components[plan.component])
         record |= settings_of(direction)
         if faces is not None and request.sheet is not None:
             record["sheet"] = str(save_preview(plan, statistics, direction, faces, request.sheet))
-    if plan.out is not None:
-        record["out"] = str(publish(pack, request.out, components))
+    if kept is not None:
+        record["out"] = str(publish(pack, request.out, components, kept=kept))
     return {**record, "seconds": round(time.monotonic() - began, 1)}
+
+
+def _found(plan: GradientPlan, statistics: Statistics, kept: Kept | None) -> dict[str, Component]:
+    """The component that the plan is about: of an earlier run that could not publish it, or found now."""
+    earlier = kept.load() if kept else None
+    if earlier is not None and plan.component in earlier[0]:
+        return {plan.component: earlier[0][plan.component]}
+    if plan.prompt is None:
+        return {plan.component: table_component(plan, statistics)}
+    return direction_components([prompt_direction(plan, statistics)], licence_of(plan.pack))
 
 
 def settings_of(direction: NamedDirection) -> dict[str, Any]:

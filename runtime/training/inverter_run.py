@@ -9,12 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ...engines.errors import InputError, StyleclipError
+from ...engines.errors import InputError
 from ..align import read_alignment
 from ..align_frame import Framing, settle
 from ..align_models import open_finder
 from .inputs import inverter_config
-from .inverter import Faces, InverterNetworks, new_networks, train_inverter
+from .inverter import END_TO_END, Faces, InverterNetworks, new_networks, train_inverter
 from .inverter_photos import Photos, photo_files, read_photos
 from .inverter_presets import InverterPreset, check_preset, encoder_config, named_preset
 from .inverter_report import Examiner, InverterScore, Watcher, as_json
@@ -244,10 +244,4 @@ class InverterRun:
             licence="trained here",
             source=f"styleclip-rt train inverter, on {used} of the pack {self.pack.name}",
         )
-        try:
-            return publish(self.pack, plan.request.out, {"inverter": part})
-        except OSError as error:
-            raise StyleclipError(
-                f"cannot write the pack {plan.out}: {error.strerror or error}; the trained inverter is in {plan.work}: "
-                "mend that and run the command again"
-            ) from error
+        return publish(self.pack, plan.request.out, {"inverter": part}, kept=plan.work / f"{END_TO_END}.safetensors")

@@ -8,7 +8,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from ...engines.errors import InputError, StyleclipError
+from ...engines.errors import InputError
 from ..prompts import DEFAULT_NEUTRAL, is_named, resolve, usual_neutral
 from .checkpoints.mappers import PUBLISHED as PUBLISHED_MAPPERS
 from .checkpoints.mappers import published_name
@@ -250,10 +250,4 @@ class MapperRun:
         entry: dict[str, Any] = {"mapper": plan.component, "strength": 1.0}
         if plan.name not in self.pack.prompts:
             entry = {"target": plan.target, "neutral": plan.neutral, **entry}
-        try:
-            return publish(self.pack, plan.request.out, {plan.component: part}, {plan.name: entry})
-        except OSError as error:
-            raise StyleclipError(
-                f"cannot write the pack {plan.out}: {error.strerror or error}; the trained mapper is kept in "
-                f"{self.store.path}. Mend that and run the command again"
-            ) from error
+        return publish(self.pack, plan.request.out, {plan.component: part}, {plan.name: entry}, kept=self.store.path)

@@ -67,6 +67,14 @@ def components(directions: Iterable[NamedDirection], licence: str = "Apache-2.0"
     return {PREFIX + direction.name: component(direction, licence) for direction in directions}
 
 
+def from_component(name: str, part: Component) -> NamedDirection:
+    """The direction that `component` made the component `name` of; its tensors are not checked again."""
+    tensors = part.content
+    if not isinstance(tensors, Mapping):
+        raise InputError(f"{name} holds {type(tensors).__name__}; expected tensors by name")
+    return NamedDirection(name.removeprefix(PREFIX), tensors["delta_s"], tensors.get("relevance"), dict(part.config))
+
+
 def read(pack: Pack, name: str) -> NamedDirection:
     """The direction `name` of a pack.
 

@@ -16,7 +16,8 @@ from ..prompts import Prompt, resolve, slug
 from ..sheets import Cell, check_cells, contact_sheet
 from ..steps import checked_alpha
 from . import inputs, neighbours_ganspace, neighbours_interfacegan, neighbours_stylespace
-from .named import NamedDirection, check_name, components
+from .kept import Kept, digests
+from .named import NamedDirection, check_name, components, from_component
 from .neighbours import Samples, layer_rows, pictures_of_styles, styles_of
 from .pack import Pack
 from .pictures import pictures
@@ -88,6 +89,18 @@ class Plan:
         """Where the pictures of the directions go."""
         return self.work / f"{self.name}.png"
 
+    @property
+    def kept(self) -> Kept:
+        """Where the directions wait if the pack cannot be written."""
+        shown = {"out", "work", "faces", "alphas"}  # where they go, and how they are drawn
+        asked = {key: value for key, value in asdict(self.request).items() if key not in shown}
+        others = tuple(f"direction/{name}" for name in self.request.orthogonal_to)
+        parts = ("generator", "clip", "tokenizer", "statistics", "directions", *others)
+        stamp = {**asked, "prompt": None if self.prompt is None else asdict(self.prompt), "name": self.name}
+        stamp["samples"] = asdict(self.samples)
+        stamp |= {"parts": digests(self.pack, *parts), "templates": self.pack.templates}
+        return Kept(self.work / f"{self.name}.safetensors", stamp)
+
     def to_dict(self) -> dict[str, Any]:
         """For --dry-run."""
         return {
@@ -139,11 +152,16 @@ def make_plan(pack: Pack, request: Request) -> Plan:
 
 
 def run(plan: Plan) -> Result:
-    """Finds the directions, draws their sheet and publishes them into the pack, in this order."""
-    directions = tuple(_find(plan))
-    made = components(directions)  # raises for a direction that no pack may hold
+    """Finds the directions, draws their sheet and publishes them into the pack, in this order.
+
+    What an earlier run found and could not publish is published without looking for it again. Raises StyleclipError
+    where the pack cannot be written.
+    """
+    earlier = plan.kept.load()
+    made = earlier[0] if earlier else components(_find(plan))  # raises for a direction that no pack may hold
+    directions = tuple(from_component(name, part) for name, part in made.items())
     write_image(sheet(plan, directions), _folder(plan.sheet))
-    return Result(plan, directions, publish(plan.pack, plan.request.out, made))
+    return Result(plan, directions, publish(plan.pack, plan.request.out, made, kept=plan.kept))
 
 
 def sheet(plan: Plan, directions: Sequence[NamedDirection]) -> Image.Image:

@@ -21,8 +21,9 @@ from .networks.clip import Clip
 from .networks.e4e import E4EConfig, Encoder4Editing
 from .networks.mapper import LatentMapper, MapperConfig, build_mapper
 from .networks.stylegan2 import Generator, GeneratorConfig
-from .pack_format import NAME, check_file, check_header, read_manifest
+from .pack_format import MANIFEST, NAME, check_file, check_header, read_manifest
 from .pack_writer import PackWriter, save_pack, state_of
+from .swap import recover
 
 __all__ = ["Pack", "PackWriter", "Statistics", "load_pack", "save_pack"]
 
@@ -50,6 +51,7 @@ def load_pack(pack: str | Path) -> Pack:
 
 def resolve_pack(pack: str | Path) -> Path:
     """The folder that `pack` names; PackError lists the shipped names when there is none."""
+    recover(Path(pack).absolute(), MANIFEST)
     if Path(pack).is_dir():
         return Path(pack)
     if NAME.fullmatch(str(pack)) and (DATA / str(pack) / "pack.json").is_file():

@@ -19,6 +19,7 @@ from typing import Any
 
 from ...engines.bundle import sha256_of
 from ...engines.errors import InputError, PackError
+from .swap import put_in_place, recover
 
 FORMAT = "styleclip-rt/pack"
 VERSION = 1
@@ -104,9 +105,12 @@ def atomic_directory(target: Path, marker: str) -> Iterator[Path]:
     """Yields an empty folder beside `target`; it becomes `target` when the block ends, and vanishes when it raises.
 
     A folder already there is replaced only if it is empty or holds `marker` (the manifest of the same kind of folder).
-    Raises InputError when something else stands there.
+    At every moment the old or the new one stands at `target`; where the system cannot swap two folders, a kill may
+    leave none, and the next start puts the old one back (`swap.recover`). Raises InputError when something else stands
+    there.
     """
     target = target.absolute()
+    recover(target, marker)
     if target.exists() and not (target.is_dir() and ((target / marker).is_file() or not any(target.iterdir()))):
         raise InputError(f"{target} exists and holds no {marker}; give an empty or a new folder")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -115,13 +119,6 @@ def atomic_directory(target: Path, marker: str) -> Iterator[Path]:
         fresh = work / "new"
         fresh.mkdir()
         yield fresh
-        if target.exists():
-            target.rename(work / "old")
-        try:
-            fresh.rename(target)
-        except OSError:
-            if (work / "old").exists():
-                (work / "old").rename(target)
-            raise
+        put_in_place(fresh, target)
     finally:
         shutil.rmtree(work, ignore_errors=True)

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ...engines.errors import InputError
+from ...engines.errors import InputError, StyleclipError
+from .kept import Kept
 from .pack import DATA, Pack
 from .pack_format import MANIFEST, read_manifest
 from .pack_writer import Component, PackWriter
@@ -44,14 +45,42 @@ def publish(
     out: Path | None,
     components: Mapping[str, Component],
     prompts: Mapping[str, Mapping[str, Any]] | None = None,
+    *,
+    kept: Path | Kept,
+    record: Any = None,
 ) -> Path:
     """Everything that `pack` holds with `components` added or replaced, in `destination(pack, out)`, atomically.
 
-    prompts: entries that are merged into those of the same name ({"bob-cut": {"mapper": "mapper/bob-cut"}}).
-    Returns the folder of the pack.
+    Args:
+        prompts: entries that are merged into those of the same name ({"bob-cut": {"mapper": "mapper/bob-cut"}}).
+        kept: the checkpoint that holds the finished work; or, where a training has none, the `Kept` that gets
+            `components` and `record` if the pack cannot be written, and is dropped once it is.
+    Returns:
+        The folder of the pack.
+    Raises:
+        StyleclipError: the pack cannot be written (a full disk). What stood there stays, and the work is kept.
     """
-    with PackWriter(destination(pack, out, components), pack.name, base=pack.path) as writer:
-        writer.components.update(components)
-        for name, entry in (prompts or {}).items():
-            writer.prompts[name] = {**writer.prompts.get(name, {}), **entry}
-    return writer.path
+    folder = destination(pack, out, components)
+    try:
+        with PackWriter(folder, pack.name, base=pack.path) as writer:
+            writer.components.update(components)
+            for name, entry in (prompts or {}).items():
+                writer.prompts[name] = {**writer.prompts.get(name, {}), **entry}
+    except OSError as error:
+        why = error.strerror or error
+        if isinstance(kept, Kept):
+            _keep(kept, components, record, f"cannot write the pack {folder}: {why}")
+        raise StyleclipError(
+            f"cannot write the pack {folder}: {why}; the finished work is kept in "
+            f"{kept.file if isinstance(kept, Kept) else kept}. Mend that and run the same command again"
+        ) from error
+    if isinstance(kept, Kept):
+        kept.drop()
+    return folder
+
+
+def _keep(kept: Kept, components: Mapping[str, Component], record: Any, what: str) -> None:
+    try:
+        kept.save(components, record)
+    except StyleclipError as error:
+        raise StyleclipError(f"{what}; nor can the finished work be kept: {error}") from error

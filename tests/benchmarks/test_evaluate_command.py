@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,9 @@ torch = pytest.importorskip("torch", reason="the evaluation needs the extra `tor
 from click.testing import CliRunner  # noqa: E402
 
 from styleclip_rt.benchmarks import evaluate_methods  # noqa: E402
+from styleclip_rt.engines.errors import StyleclipError  # noqa: E402
+from styleclip_rt.export.prompts import make_plan as export_plan  # noqa: E402
+from styleclip_rt.runtime import store  # noqa: E402
 from styleclip_rt.runtime.cli import cli  # noqa: E402
 from styleclip_rt.runtime.training import search  # noqa: E402
 from styleclip_rt.runtime.training.pack import Pack, PackWriter, load_pack  # noqa: E402
@@ -69,14 +75,31 @@ def test_latents_and_photos_take_the_place_of_random_faces(tmp_path: Path, root:
 
 
 def test_recommend_writes_a_pack_that_edit_takes_its_settings_from(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full_disk: Callable[[], AbstractContextManager[None]]
 ) -> None:
+    """First with a full disk at the end of the search; the second run writes what the first one chose."""
     monkeypatch.setattr(search, "ALPHAS", (3.0,))
     monkeypatch.setattr(search, "BETAS", (0.12,))
-    mine = tmp_path / "mine"
-    arguments = ("--prompt", "red hair", "--methods", "global", "--faces", "4", "--selection-faces", "8", "--recommend")
-    code, output = run(*arguments, "--out", str(tmp_path), "--out-pack", str(mine), "--no-curves", "--times", "none")
+    mine = tmp_path / "packs" / "mine"
+    shutil.copytree(load_pack("toyfaces").path, mine)
+    arguments = ["--prompt", "red hair", "--methods", "global", "--faces", "4", "--selection-faces", "8", "--recommend"]
+    arguments += ["--pack", str(mine), "--out", str(tmp_path), "--no-curves", "--times", "none"]
+    before = {path.name: path.read_bytes() for path in mine.iterdir()}
+    with full_disk():
+        code, output = run(*arguments)
+    kept = mine.with_name("mine-work") / "recommended.safetensors"
+    assert code == StyleclipError.exit_code
+    said = f"error: cannot write the pack {mine}: No space left on device; the finished work is kept in {kept}."
+    assert said in output
+    assert "Traceback" not in output
+    assert {path.name: path.read_bytes() for path in mine.iterdir()} == before
+    assert "red-hair" not in load_pack(mine).prompts
+
+    with monkeypatch.context() as patch:
+        patch.setattr(search, "choose", lambda *_, **__: pytest.fail("searched again"))
+        code, output = run(*arguments)
     assert code == 0, output
+    assert not kept.parent.exists()
     entry = load_pack(mine).prompts["red-hair"]
     assert entry["target"] == "red hair"
     assert entry["beta"] == 0.12
@@ -84,6 +107,28 @@ def test_recommend_writes_a_pack_that_edit_takes_its_settings_from(
     rows = rows_of(tmp_path / "evaluate-toyfaces.csv")
     assert float(rows[0]["alpha"]) == entry["alpha"]
     assert str(mine) in output
+    assert edited(mine, "red-hair", tmp_path) == {"target": "red hair", "neutral": entry["neutral"], "beta": 0.12,
+                                                  "alpha": entry["alpha"]}  # fmt: skip
+
+
+def edited(pack: Path, prompt: str, folder: Path) -> dict[str, object]:
+    """What `edit --prompt` says it did, with what an export of the pack writes about its prompts.
+
+    The graphs are those of the shipped bundle: settings of prompts change none of them.
+    """
+    bundle = folder / "bundle"
+    shutil.copytree(store.DATA / "toyfaces-bundle", bundle)
+    manifest = json.loads((bundle / store.MANIFEST).read_text("utf-8"))
+    manifest["prompts"] = export_plan(load_pack(pack), [prompt]).prompts
+    (bundle / store.MANIFEST).write_text(json.dumps(manifest), "utf-8")
+    out = folder / "edited.png"
+    command = ["edit", "sample", "--prompt", prompt, "--bundle", str(bundle), "--device", "cpu", "--out", str(out)]
+    result = CliRunner().invoke(cli, [*command, "--json"])
+    assert result.exit_code == 0, result.output
+    (did,) = json.loads(result.stdout)["prompts"]
+    assert (did.pop("kind"), did.pop("name")) == ("prompt", prompt)
+    assert out.stat().st_size > 1000
+    return dict(did)
 
 
 def test_a_shipped_pack_is_not_changed_and_nothing_is_measured_for_it(tmp_path: Path) -> None:

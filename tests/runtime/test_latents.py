@@ -164,7 +164,7 @@ def test_style_space_latents_are_read_for_synthesis(editor, styles, tmp_path, fo
     got = load_styles(f"{path}#1", editor)
     assert got.shape == expected.shape
     assert np.array_equal(got, expected)
-    with pytest.raises(InputError, match="latents of style space; `edit` takes w"):
+    with pytest.raises(InputError, match="latents of style space, and w is needed here"):
         load_latents(path, editor, 0)
 
 

@@ -107,6 +107,18 @@ def test_auto_takes_the_published_rule(editor):
     assert auto.beta == edits.suggested_beta(rows()[2])
 
 
+def test_a_direction_moves_latents_of_style_space_alike(editor):
+    w = editor.sample([1])
+    s = editor.styles(w)
+    for asked in ({"direction": "age", "alpha": 3}, {"direction": ["age", "beard"]}):
+        of_w, of_s = editor.edit_latents(w, **asked), editor.edit_latents(s, **asked)
+        np.testing.assert_array_equal(np.asarray(of_s.image), np.asarray(of_w.image))
+        assert of_s.w is None
+    np.testing.assert_array_equal(
+        np.asarray(editor.edit_latents(s, direction="age", alpha=0).image), editor.synthesize(s)[0]
+    )
+
+
 def test_prompts_and_directions_mix_in_one_edit(editor, photo):
     result = editor.edit(photo, "glasses", [2, 3], direction="age", beta=0.05)
     alone = editor.edit(photo, "glasses", 2, 0.05)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,8 @@ from styleclip_rt.runtime.training.directions_plain import plain_rows  # noqa: E
 from styleclip_rt.runtime.training.networks.clip import Clip  # noqa: E402
 from styleclip_rt.runtime.training.networks.stylegan2 import Generator, GeneratorConfig  # noqa: E402
 from styleclip_rt.runtime.training.pack import PackWriter, load_pack  # noqa: E402
+
+from .conftest import Kill  # noqa: E402
 
 CLIP = {
     "embed_dim": 16,
@@ -75,6 +79,38 @@ def test_a_second_run_goes_on_from_the_first_and_keeps_statistics(pack: Path, tm
     one, two = load_pack(tmp_path / "a"), load_pack(tmp_path / "b")
     assert torch.equal(one.directions, two.directions)
     assert one.config("statistics") == two.config("statistics")
+
+
+EAGER = """
+from styleclip_rt.runtime.training import directions
+class Eager(directions.Progress):
+    def __init__(self, *given):
+        super().__init__(*given[:-1], 0.0)  # a checkpoint after every image, not once in half a minute
+directions.Progress = Eager
+"""
+
+
+@pytest.mark.slow
+def test_sigkill_costs_only_the_images_since_the_checkpoint(
+    pack: Path, tmp_path: Path, killed: Callable[..., None], one_thread: None
+) -> None:
+    """Killed in the middle of one block of channels, and in another while a checkpoint is written."""
+    given = ["--pack", pack, "--images", "6", "--samples", "300", "--block", "8", "--tolerance", "0", "--threads", "1"]
+    moments, places = random.Random(11), []
+    for kill in (Kill("after", moments.randint(3, 5), moments.uniform(0.0, 0.01)), Kill("before", 8)):
+        killed(kill, "train", "directions", *given, "--out", tmp_path / "mine", prelude=EAGER)
+        state = torch.load(tmp_path / "mine-work" / "directions.pt", weights_only=True)
+        places.append((state["block"], state["image"]))
+    assert places == sorted(set(places)), "the second run got further"
+    assert places[-1] > (0, 6)
+    assert not (tmp_path / "mine").exists()
+    for name in ("mine", "whole"):
+        result = run(*given, "--out", tmp_path / name)
+        assert result.exit_code == 0, result.output
+    states = [torch.load(tmp_path / f"{name}-work" / "directions.pt", weights_only=True) for name in ("mine", "whole")]
+    for key in ("total", "squares", "seen", "active"):
+        assert torch.equal(states[0][key], states[1][key]), key
+    assert torch.equal(load_pack(tmp_path / "mine").directions, load_pack(tmp_path / "whole").directions)
 
 
 def test_compat_never_stops_early_and_gives_another_table(pack: Path, tmp_path: Path) -> None:

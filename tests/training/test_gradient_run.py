@@ -104,6 +104,7 @@ def test_dry_run_writes_nothing(tmp_path: Path) -> None:
         (("--prompt", "hat", "--preview", "1"), "--sheet FILE together"),
         (("--prompt", "hat", "--preview", "1", "--sheet", "a.txt"), "cannot write a picture"),
         (("--prompt", "hat", "--sigmas", "3", "--out", "x"), "does not know --sigmas"),
+        (("--render-at", "clip", "--block", "4", "--out", "x"), "gradient does not know --block, --render-at; see"),
         (("--prompt", "hat", "--name", "A hat", "--out", "x"), "may hold only"),
         (("--prompt", "a face", "--neutral", "a face", "--images", "2", "--out", "x"), "mean the same"),
     ],

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,8 @@ from styleclip_rt.runtime.training.networks.arcface import ArcFace, ArcFaceConfi
 from styleclip_rt.runtime.training.networks.e4e import E4EConfig, Encoder4Editing
 from styleclip_rt.runtime.training.networks.stylegan2 import Generator, GeneratorConfig
 from styleclip_rt.runtime.training.pack import PackWriter, load_pack
+
+from .conftest import Kill
 
 CONFIG = GeneratorConfig(resolution=16, z_dim=12, w_dim=12, mapping_layers=2, channels={4: 8, 8: 8, 16: 6})
 FEW = ["--warm-steps", "2", "--steps", "3", "--batch", "4", "--tests", "4", "--threads", "1"]
@@ -141,6 +145,26 @@ def test_a_trained_inverter_goes_into_a_pack_and_through_an_export(pack: Path, p
 
     again = run(*given, "--validate-every", "2")
     assert again["scores"] == record["scores"]  # finished: read back, not trained anew
+
+
+@pytest.mark.slow
+def test_sigkill_in_either_pass_costs_only_the_steps_since_the_checkpoint(
+    pack: Path, tmp_path: Path, killed: Callable[..., None], check_same: Callable[..., None], one_thread: None
+) -> None:
+    """A checkpoint after every step; killed while the second one is written, then in the pass after the warm-up."""
+    given = ["--pack", str(pack), "--warm-steps", "4", "--steps", "6", "--batch", "4", "--tests", "2", "--threads", "1"]
+    given += ["--save-every", "1"]
+    work = {name: tmp_path / f"{name}-work" for name in ("mine", "whole")}
+    mine = [*given, "--out", str(tmp_path / "mine")]
+    killed(Kill("before", 2), "train", "inverter", *mine)
+    assert [path.name for path in work["mine"].glob("*.safetensors")] == ["inverter-w.safetensors"]
+    killed(Kill("after", 6, random.Random(3).uniform(0.0, 0.02)), "train", "inverter", *mine)
+    assert (work["mine"] / "inverter.safetensors").is_file()
+    assert not (tmp_path / "mine").exists()
+    record, whole = run(*mine), run(*given, "--out", str(tmp_path / "whole"))
+    for name in ("inverter-w.safetensors", "inverter.safetensors"):
+        check_same(work["mine"] / name, work["whole"] / name)
+    assert record["scores"] == whole["scores"]
 
 
 def test_a_training_can_go_on_from_the_packs_inverter(pack: Path, tmp_path: Path) -> None:

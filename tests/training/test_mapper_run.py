@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import signal
+import random
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +22,8 @@ from styleclip_rt.runtime.training import mapper_report  # noqa: E402
 from styleclip_rt.runtime.training.mapper_run import MapperRequest, make_plan, settle_prompt  # noqa: E402
 from styleclip_rt.runtime.training.pack import PackWriter, load_pack  # noqa: E402
 from styleclip_rt.runtime.training.publish import destination  # noqa: E402
+
+from .conftest import Kill  # noqa: E402
 
 TINY = ["--steps", "2", "--batch", "2", "--tests", "2", "--validate-every", "50"]
 
@@ -130,23 +131,24 @@ def test_errors_are_one_line_before_the_training(tmp_path, options, message):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_style_mapper_goes_into_a_pack(toyfaces, tmp_path, monkeypatch):
+def test_a_style_mapper_goes_into_a_pack(toyfaces, tmp_path, monkeypatch, full_disk):
     """Without TensorBoard, with a full disk at the very end, and then to the end without training again."""
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     out = tmp_path / "mine"
     command = ["--prompt", "a face with green hair", "--kind", "style", "--torgb", "--out", out, "--name", "green"]
 
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("styleclip_rt.runtime.training.mapper_run.publish", full)
+    with full_disk():
         result = call(*command, *TINY)
     assert result.exit_code == StyleclipError.exit_code
-    assert "No space left on device; the trained mapper is kept in" in result.stderr
+    checkpoint = tmp_path / "mine-work" / "mapper-green.safetensors"
+    error = result.stderr.splitlines()[-1]
+    assert error.startswith(f"error: cannot write the pack {out}: No space left on device; the finished work is kept")
+    assert f"kept in {checkpoint}." in error
     assert not out.exists()
 
+    trained = checkpoint.stat().st_mtime_ns
     result = call(*command, *TINY, "--json")
+    assert checkpoint.stat().st_mtime_ns == trained
     record = json.loads(result.stdout)
     assert record["clip_gain"] == pytest.approx(record["clip_after"] - record["clip_before"], abs=2e-5)
     assert 0.5 < record["identity"] <= 1
@@ -170,12 +172,59 @@ def test_a_style_mapper_goes_into_a_pack(toyfaces, tmp_path, monkeypatch):
     assert {"mapper/green", "mapper/other"} <= set(load_pack(out).components)
 
 
-def test_a_board_is_written_where_tensorboard_is_installed(tmp_path):
+def read_board(folder: Path):
+    """What TensorBoard itself shows of the folder."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    return EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0}).Reload()
+
+
+def steps_of(events) -> list[int]:
+    return [event.step for event in events]
+
+
+def test_the_board_shows_losses_scores_and_faces_each_step_once_after_a_resume(tmp_path, monkeypatch):
+    """22 steps, interrupted after the 21st: the last checkpoint is that of 20, so the row of step 20 is there twice."""
     pytest.importorskip("tensorboard", reason="TensorBoard comes with the extra `train`")
-    board = mapper_report.open_board(tmp_path / "board", 0)
-    board.add_scalar("loss/loss", 1.0, 0)
-    board.close()
-    assert list((tmp_path / "board").glob("events.out.tfevents*"))
+    out, folder = tmp_path / "mine", tmp_path / "mine-work" / "mapper-glasses" / "tensorboard"
+    command = ["--prompt", "glasses", "--out", out, "--steps", 22, "--batch", 1, "--tests", 2, "--save-every", 5]
+    command += ["--validate-every", 6, "--json"]
+    genuine = mapper_report.Watcher.__call__
+
+    def interrupted(self, done, mapper, row):
+        genuine(self, done, mapper, row)
+        if done == 21:
+            self.board.flush()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mapper_report.Watcher, "__call__", interrupted)
+        assert call(*command).exit_code == 130
+    assert steps_of(read_board(folder).Scalars("loss/loss")) == [0, 10, 20]
+
+    result = call(*command)
+    assert result.exit_code == 0, result.stderr
+    record, board = json.loads(result.stdout), read_board(folder)
+    assert len(list(folder.glob("events.out.tfevents*"))) == 2
+    log = [json.loads(line) for line in Path(record["log"]).read_text().splitlines()]
+    losses = set(log[0]) - {"step", "seconds"}
+    assert losses >= {"loss", "clip"}
+    scores = {"clip_before", "clip_after", "clip_gain", "identity", "drift"}
+    assert set(board.Tags()["scalars"]) == {f"loss/{name}" for name in losses} | {f"test/{name}" for name in scores}
+    for name in losses:
+        events = board.Scalars(f"loss/{name}")
+        assert steps_of(events) == [0, 10, 20]
+        assert [event.value for event in events] == pytest.approx([row[name] for row in log])
+    for name in scores:
+        events = board.Scalars(f"test/{name}")
+        assert steps_of(events) == [6, 12, 18, 22]
+        assert events[-1].value == pytest.approx(record[name], abs=2e-5)
+    assert board.Tags()["images"]
+    for tag in board.Tags()["images"]:
+        faces = board.Images(tag)
+        assert tag.startswith("faces")
+        assert steps_of(faces) == [6, 12, 18, 22]
+        assert (faces[-1].width, faces[-1].height) == (4 * 64, 64), "two faces before and after, side by side"
 
 
 # Real processes ------------------------------------------------------------------------------------------------------
@@ -209,20 +258,26 @@ def whole(tmp_path_factory):
     return out, finished(started(out))
 
 
+def checkpoint(out: Path) -> Path:
+    return out.with_name(f"{out.name}-work") / "mapper-glasses.safetensors"
+
+
 @pytest.mark.slow
-def test_sigkill_at_any_moment_costs_only_the_steps_since_the_checkpoint(whole, tmp_path):
-    out = tmp_path / "mine"
-    checkpoint = tmp_path / "mine-work" / "mapper-glasses.safetensors"
-    process = started(out)
-    deadline = time.monotonic() + 300
-    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+def test_sigkill_at_any_moment_costs_only_the_steps_since_the_checkpoint(whole, tmp_path, killed, check_same):
+    """Three kills in one training of 12 steps, a checkpoint every second one: between, in the middle of, and after."""
+    out, moments = tmp_path / "mine", random.Random(5)
+    killed(Kill("after", moments.randint(1, 2), moments.uniform(0.02, 0.15)), *TRAIN, "--out", out)
+    first = checkpoint(out).read_bytes()
+    killed(Kill("before", moments.randint(1, 2)), *TRAIN, "--out", out)
+    left = list(checkpoint(out).parent.glob(".*.tmp"))
+    assert left, "the second one died while a checkpoint was on the way"
+    if moments.random() < 0.5:
+        left[0].write_bytes(left[0].read_bytes()[:1000])  # and where the disk had not yet seen all of it
+    killed(Kill("after", 1), *TRAIN, "--out", out)
+    assert checkpoint(out).read_bytes() != first
     assert not out.exists()
-    (checkpoint.parent / f".{checkpoint.name}.tmp").write_bytes(b"half a checkpoint")  # as a kill while writing leaves
     record = finished(started(out))
+    check_same(checkpoint(out), checkpoint(whole[0]))
     mine, theirs = weights(out), weights(whole[0])
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
     keys = ("clip_before", "clip_after", "identity", "drift")

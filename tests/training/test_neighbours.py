@@ -240,7 +240,8 @@ def test_channels_by_name(generator):
 def test_a_direction_comes_back_from_a_pack_to_the_last_bit(pack, generator, tmp_path):
     delta_s, relevance = torch.randn(2, generator.style_channels)
     config = {"method": "gradient", "target": "a hat", "neutral": "a face", "beta": 0.2}
-    folder = publish(pack, tmp_path / "out", named.components([NamedDirection("hat-2", delta_s, relevance, config)]))
+    folder = publish(pack, tmp_path / "out", named.components([NamedDirection("hat-2", delta_s, relevance, config)]),
+                     kept=tmp_path)  # fmt: skip
     opened = load_pack(folder)
     assert opened.directions_named == ("hat-2",)
     found = named.read(opened, "hat-2")

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import time
+import random
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,16 +12,15 @@ import torch
 from torch import Tensor
 
 from styleclip_rt.engines.errors import InputError, StyleclipError
-from styleclip_rt.runtime.prompts import Prompt
 from styleclip_rt.runtime.training import optimize_state
 from styleclip_rt.runtime.training.inputs import read_inputs
 from styleclip_rt.runtime.training.optimize import Optimized, Saving, optimize
-from styleclip_rt.runtime.training.optimize_loss import Objective
 from styleclip_rt.runtime.training.optimize_settings import PUBLISHED, OptimizeSettings
 from styleclip_rt.runtime.training.optimize_state import State
 from styleclip_rt.runtime.training.pack import Pack, load_pack
 
-PURPLE = Prompt("purple-hair", "a face with purple hair", "a face with hair")
+from .conftest import Kill
+
 SHORT_RUN = replace(PUBLISHED, steps=6)
 
 
@@ -127,8 +123,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_older_checkpoint(
     assert file.read_bytes() == before
 
 
-KILLED = """
-import sys
+RUN = """
 from pathlib import Path
 from styleclip_rt.runtime.training.optimize import Saving, optimize
 from styleclip_rt.runtime.training.optimize_settings import PUBLISHED
@@ -137,33 +132,26 @@ from styleclip_rt.runtime.training.pack import load_pack
 from dataclasses import replace
 pack = load_pack("toyfaces")
 w = read_inputs(pack, [], seeds=[1]).w
-settings = replace(PUBLISHED, steps=100_000)
-optimize(pack, w, "purple-hair", settings, saving=Saving(Path(sys.argv[1]), every_s=-1.0))
+optimize(pack, w, "purple-hair", replace(PUBLISHED, steps=14), saving=Saving(Path(sys.argv[4]), every_s=-1.0))
 """
 
 
-def test_sigkill_loses_no_checkpoint(pack: Pack, w: Tensor, tmp_path: Path) -> None:
-    child = subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(tmp_path)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-    )
-    file, deadline = tmp_path / "batch-0000.pt", time.monotonic() + 120
-    while not file.exists() and child.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    time.sleep(0.3)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-    assert file.exists(), child.stderr.read() if child.stderr else ""
-    state = optimize_state.load(file)
-    assert state is not None
-    assert 1 <= state.step == len(state.history) < 100_000
-    expected = State.fresh(w[:1], {}, 1.0)
-    objective = Objective(pack, PURPLE, PUBLISHED)
-    settings, start = replace(PUBLISHED, steps=100_000), objective.start(w[:1])
-    for _ in range(min(2, state.step)):
-        found = objective.evaluate(expected.latent, start, 1.0)
-        expected.record(found, expected.active, settings)
-        expected.update(found.gradient, expected.active, settings)
-        expected.step += 1
-    assert [float(x) for x in state.history[:2]] == [float(x) for x in expected.history[:2]]
+def test_sigkill_loses_no_checkpoint(
+    pack: Pack, w: Tensor, tmp_path: Path, killed: Callable[..., None], one_thread: None
+) -> None:
+    """Killed in the middle of a step, in the middle of a checkpoint, and then to the end: the bits of one run."""
+    file, settings = tmp_path / "work" / "batch-0000.pt", replace(PUBLISHED, steps=14)
+    steps = []
+    for kill in (Kill("after", 3, random.Random(7).uniform(0.02, 0.1)), Kill("before", 3)):
+        killed(kill, tmp_path / "work", body=RUN)
+        state = optimize_state.load(file)
+        assert state is not None
+        assert state.step == len(state.history) < settings.steps
+        steps.append(state.step)
+    assert steps[0] >= 3
+    assert steps[1] == steps[0] + 2, "the third checkpoint of the second run never got its name"
+    done = []
+    saving = Saving(tmp_path / "work", every_s=-1.0)
+    resumed = optimize(pack, w[:1], "purple-hair", settings, saving=saving, progress=lambda step, *_: done.append(step))
+    assert len(done) <= settings.steps - steps[1] + 1, "it began where it had been"
+    assert same(resumed[0], optimize(pack, w[:1], "purple-hair", settings)[0])

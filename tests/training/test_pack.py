@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
 import struct
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +16,7 @@ torch = pytest.importorskip("torch", reason="the PyTorch path needs the extra 't
 pytest.importorskip("safetensors", reason="the PyTorch path needs the extra 'torch'")
 
 from styleclip_rt.engines.errors import InputError, PackError  # noqa: E402
+from styleclip_rt.runtime.training import swap  # noqa: E402
 from styleclip_rt.runtime.training.networks.mapper import LevelsMapper, MapperConfig  # noqa: E402
 from styleclip_rt.runtime.training.networks.stylegan2 import Generator, GeneratorConfig  # noqa: E402
 from styleclip_rt.runtime.training.pack import PackWriter, load_pack, save_pack  # noqa: E402
@@ -130,6 +135,102 @@ def test_atomic_directory_vanishes_on_errors(tmp_path):
     with pytest.raises(RuntimeError):
         fail()
     assert list(tmp_path.iterdir()) == []
+
+
+# A folder in place of another ----------------------------------------------------------------------------------------
+
+REPLACING = """
+import os, signal, sys
+from pathlib import Path
+from styleclip_rt.runtime.training import swap
+from styleclip_rt.runtime.training.pack_format import atomic_directory
+
+target, killed, exchanges = Path(sys.argv[1]), sys.argv[2] == "killed", sys.argv[3] == "exchange"
+if not exchanges:
+    swap.exchange = lambda a, b: False
+genuine = Path.rename
+
+def rename(self, other):
+    genuine(self, other)
+    if killed and self == target:  # the old one is out of the way, the new one is not yet there
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Path.rename = rename
+print("ready", flush=True)
+for number in range(1, 1_000_000):
+    with atomic_directory(target, "pack.json") as folder:
+        for name in ("pack.json", "weights"):
+            (folder / name).write_text(str(number))
+    if not killed and not exchanges:
+        break
+"""
+
+
+def replacing(target: Path, *modes: str) -> subprocess.Popen[str]:
+    target.mkdir(exist_ok=True)
+    for name in ("pack.json", "weights"):
+        (target / name).write_text("0")
+    command = [sys.executable, "-c", REPLACING, str(target), *modes]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_kill_at_any_moment_leaves_the_old_or_the_new_folder(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    if not swap.exchange(tmp_path / "a", tmp_path / "b"):
+        pytest.skip("this system swaps no two folders in one step")
+    target, found = tmp_path / "mine", set()
+    for wait in (0.0, 0.011, 0.023, 0.037):
+        process = replacing(target, "unharmed", "exchange")
+        assert process.stdout.readline() == "ready\n"
+        deadline = time.monotonic() + wait
+        while time.monotonic() < deadline:
+            assert (target / "pack.json").is_file()  # never a moment without
+        process.kill()
+        process.communicate()
+        texts = {(target / name).read_text() for name in ("pack.json", "weights")}
+        assert len(texts) == 1, "half of one, half of another"
+        found |= texts
+    assert len(found) > 1
+
+
+def test_a_kill_between_two_renames_is_mended_by_the_next_start(pack, tmp_path):
+    target = tmp_path / "mine"
+    process = replacing(target, "killed", "renames")
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert not target.exists()
+    assert [path.read_text() for path in tmp_path.glob(".mine.*/old/weights")] == ["0"]
+    with atomic_directory(target, "pack.json") as folder:
+        assert (target / "weights").read_text() == "0", "put back before anything else"
+        (folder / "weights").write_text("1")
+    assert (target / "weights").read_text() == "1"
+
+    aside = pack.parent / f".{pack.name}.abc" / "old"
+    aside.parent.mkdir()
+    pack.rename(aside)
+    assert load_pack(pack).name == "mini"
+    assert not aside.exists()
+
+
+def test_without_an_exchange_a_failed_rename_puts_the_old_folder_back(pack, monkeypatch):
+    genuine = Path.rename
+
+    def rename(self, target):
+        if self.name == "new":
+            raise PermissionError(13, "Permission denied")
+        return genuine(self, target)
+
+    monkeypatch.setattr(swap, "exchange", lambda a, b: False)
+    before = (pack / "pack.json").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", rename)
+        with pytest.raises(PermissionError):
+            save_pack(pack, "mini", {"generator": Component(make_generator())})
+    assert (pack / "pack.json").read_bytes() == before
+    save_pack(pack, "mini", {"generator": Component(make_generator())})
+    assert load_pack(pack).components == ("generator",)
+    assert [path.name for path in pack.parent.iterdir()] == ["mini"]
 
 
 def test_values_beyond_fp16_stay_float32(tmp_path):
