@@ -1,6 +1,7 @@
 """Directions by gradients beside the finite table of the demonstration pack: agreement, and edits that a judge sees.
 
     python -m styleclip_rt.benchmarks.gradient_report
+    python -m styleclip_rt.benchmarks.gradient_report --times --threads 2
 
 Every prompt of the pack, by several estimates of the relevance, at the prompt's own alpha and with as many channels as
 the finite table keeps at the prompt's beta. The finite table is no ground truth: it is a sample of images itself, hence
@@ -10,7 +11,6 @@ the row of gradients on the very images that it was made from beside those on ot
 from __future__ import annotations
 
 import csv
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,15 +27,14 @@ from ..engines.errors import InputError, StyleclipError
 from ..runtime import edits
 from ..runtime.training.chunks import in_chunks
 from ..runtime.training.demo.scores import judged
-from ..runtime.training.directions import DirectionRecipe, asked_channels, measure_directions
-from ..runtime.training.directions_finite import base_faces, front_of
+from ..runtime.training.directions import asked_channels
+from ..runtime.training.directions_finite import base_faces
 from ..runtime.training.directions_stop import unit
 from ..runtime.training.gradient import (
     GradientRecipe,
     chunk_size,
     embed,
     finite_passes,
-    gradient_relevance,
     probe_matrix,
     pullbacks,
 )
@@ -43,7 +42,8 @@ from ..runtime.training.loop import device
 from ..runtime.training.pack import load_pack
 from ..runtime.training.statistics import latent_batches
 from ..runtime.training.subject import Faces, Subject
-from .gradient_tables import NAME
+from .gradient_tables import NAME, TIMES
+from .gradient_times import times
 
 FACES_SEED = 72
 Row = dict[str, Any]
@@ -188,29 +188,6 @@ def prompt_rows(
     return rows
 
 
-def times(subject: Subject, channels: int = 16, images: int = 2) -> Row:
-    """Seconds of one prompt by gradients, and of the table from a slice of its channels, in turns in one run."""
-    generator, encode, moments = subject.generator, subject.clip.encode_image, subject.pack.statistics
-    recipe, asked = GradientRecipe(), asked_channels(subject.generator)
-    w = base_faces(generator, recipe.images, subject.psi).to(device())
-    s = in_chunks(generator.styles, w).to(device())
-    name = next(iter(subject.pack.prompts.values()))
-    delta_t = subject.pair(name["target"], name["neutral"]).delta_t
-    slice_ = asked[:: max(1, len(asked) // channels)][:channels]
-    began = time.perf_counter()
-    gradient_relevance(generator, encode, s, delta_t[None], recipe)
-    middle = time.perf_counter()
-    few = DirectionRecipe(images=images)
-    measure_directions(generator, encode, moments, w[:images], few, front=front_of(subject.clip), channels=slice_)
-    finite_s = (time.perf_counter() - middle) / (len(slice_) * images) * len(asked) * DirectionRecipe().images
-    gradient_s = middle - began
-    return {
-        "gradient_s": round(gradient_s, 2),
-        "finite_s": round(finite_s, 1),
-        "ratio": round(finite_s / gradient_s, 1),
-    }
-
-
 def write(path: Path, rows: Sequence[Row]) -> Path:
     """The CSV."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -227,9 +204,12 @@ def write(path: Path, rows: Sequence[Row]) -> Path:
 @click.option("--images", multiple=True, type=click.IntRange(2), default=(16, 32, 64), show_default=True,
               metavar="COUNT", help="Base images of the gradients; may be repeated.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), default=Path("benchmarks/results"), show_default=True)
-@click.option("--times", "timed", is_flag=True, help="Only time one prompt beside the table, and print it.")
+@click.option("--times", "timed", is_flag=True, help="Only time one prompt beside the table, and the first picture.")
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, metavar="COUNT", help="Of the times.")
 @click.option("--threads", type=click.IntRange(1), metavar="COUNT", help="Threads for PyTorch.")
-def main(pack: str, faces: int, images: tuple[int, ...], out: Path, timed: bool, threads: int | None) -> None:
+def main(
+    pack: str, faces: int, images: tuple[int, ...], out: Path, timed: bool, rounds: int, threads: int | None
+) -> None:
     """How directions by gradients compare with the finite table of a demonstration pack.
 
     \b
@@ -242,7 +222,9 @@ def main(pack: str, faces: int, images: tuple[int, ...], out: Path, timed: bool,
     try:
         subject = judged(load_pack(pack))
         if timed:
-            click.echo("\n".join(f"{key:11} {value}" for key, value in times(subject).items()))
+            row = times(subject, out, rounds, threads or torch.get_num_threads())
+            click.echo("\n".join(f"{key:15} {value}" for key, value in row.items()))
+            click.echo(str(write(out / TIMES, [row])))
             return
         if max(images) < GradientRecipe().images:
             raise InputError(f"--images {max(images)}: give at least one of {GradientRecipe().images} or more")

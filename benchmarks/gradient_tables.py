@@ -1,22 +1,31 @@
-"""The table of `gradient_report` for docs/directions.md."""
+"""Tables of `gradient_report` for docs/directions.md."""
 
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 
 from .report_text import markdown
 
-NAME = "toyfaces-gradient.csv"
+NAME, TIMES = "toyfaces-gradient.csv", "toyfaces-gradient-times.csv"
+REPORT = "python -m styleclip_rt.benchmarks.gradient_report"
+Row = dict[str, str]
 
 
-def gradient_agreement(results: Path) -> str:
-    """For docs/directions.md: means over the prompts by estimate."""
-    path = results / NAME
+def rows_of(path: Path) -> list[Row]:
+    """Rows of a CSV; none where it is missing."""
     if not path.is_file():
-        return "Not measured yet: `python -m styleclip_rt.benchmarks.gradient_report` writes the CSV.\n"
+        return []
     with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+        return list(csv.DictReader(file))
+
+
+def agreement(results: Path) -> str:
+    """Means over the prompts by estimate."""
+    rows = rows_of(results / NAME)
+    if not rows:
+        return f"Not measured yet: `{REPORT}` writes the CSV.\n"
     keys = list(dict.fromkeys((row["estimate"], row["images"], row["passes"]) for row in rows))
     body = []
     for key in keys:
@@ -31,3 +40,23 @@ def gradient_agreement(results: Path) -> str:
     header = ("relevance by", "images", "passes", "rank correlation", "same channels", "cosine of delta_s",
               "target reached", "others changed")  # fmt: skip
     return markdown(header, body)
+
+
+def times(results: Path) -> str:
+    """One prompt beside the whole table: ratios taken in one run, and the seconds until the first picture."""
+    rows = rows_of(results / TIMES)
+    if not rows:
+        return f"Not measured yet: `{REPORT} --times --threads 2` writes the CSV.\n"
+    row = rows[0]
+    ways = {
+        "the original's loop": "original_ratio",
+        "`--method finite --tolerance 0`": "finite_ratio",
+        "`--method finite`, with its early stop": "stopped_ratio",
+    }
+    body = [[name, row["table_images"], f"{float(row[key]):,.0f}"] for name, key in ways.items()]
+    note = f"{row['machine']}; torch {row['torch']}; {row['date']}; median over {row['rounds']} rounds in turns. "
+    note += f"From the command to the first edited picture: {float(row['first_picture_s']):.1f} s"
+    return f"{note}.\n\n{markdown(('table by', 'images', 'times one prompt by gradient'), body)}"
+
+
+GRADIENT_TABLES: dict[str, Callable[[Path], str]] = {"gradient-agreement": agreement, "gradient-times": times}

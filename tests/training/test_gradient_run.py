@@ -12,6 +12,7 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from styleclip_rt.benchmarks.gradient_times import without
 from styleclip_rt.engines.errors import PackError
 from styleclip_rt.runtime import edits
 from styleclip_rt.runtime.cli import cli
@@ -19,18 +20,13 @@ from styleclip_rt.runtime.training import gradient_run, named
 from styleclip_rt.runtime.training.gradient import GradientRecipe
 from styleclip_rt.runtime.training.gradient_run import GradientRequest, make_plan, step_of, train_gradient
 from styleclip_rt.runtime.training.pack import load_pack
-from styleclip_rt.runtime.training.pack_writer import PackWriter
 
 SMALL = GradientRecipe(images=2, components=2, random=1)
 
 
-def bare(folder: Path, *without: str) -> Path:
+def bare(folder: Path, *components: str) -> Path:
     """The shipped pack less some components."""
-    base = load_pack("toyfaces")
-    writer = PackWriter(folder / "bare", "bare", base=base.path)
-    for name in without:
-        del writer.components[name]
-    return writer.publish()
+    return without(load_pack("toyfaces"), folder / "bare", *components)
 
 
 def run(*arguments: str) -> Result:
