@@ -32,13 +32,15 @@ def agreement(results: Path) -> str:
         part = [row for row in rows if (row["estimate"], row["images"], row["passes"]) == key]
         means = {
             name: sum(float(row[name]) for row in part) / len(part)
-            for name in ("spearman", "overlap", "cosine", "success", "others_changed")
+            for name in ("channels", "spearman", "overlap", "cosine", "success", "others_changed")
         }
-        shares = [f"{100 * means['success']:.0f}%", f"{100 * means['others_changed']:.1f}%"]
+        least = min(part, key=lambda row: float(row["success"]))
+        worst = f"{100 * float(least['success']):.0f}% ({least['prompt']})"
+        shares = [f"{100 * means['success']:.0f}%", worst, f"{100 * means['others_changed']:.1f}%"]
         figures = [f"{means['spearman']:.2f}", f"{100 * means['overlap']:.0f}%", f"{means['cosine']:.2f}"]
-        body.append([*key, *figures, *shares])
-    header = ("relevance by", "images", "passes", "rank correlation", "same channels", "cosine of delta_s",
-              "target reached", "others changed")  # fmt: skip
+        body.append([*key, f"{means['channels']:.0f}", *figures, *shares])
+    header = ("relevance by", "images", "passes", "channels", "rank correlation", "same channels",
+              "cosine of delta_s", "target reached", "least prompt", "others changed")  # fmt: skip
     return markdown(header, body)
 
 

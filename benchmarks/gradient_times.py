@@ -68,11 +68,12 @@ def first_picture_s(pack: Pack, prompt: str, threads: int) -> float:
 def gradient_s(subject: Subject) -> float:
     """Seconds of the relevance of the pack's first prompt, its base images ready."""
     generator, encode, recipe = subject.generator, subject.clip.encode_image, GradientRecipe()
+    moments = subject.pack.statistics
     s = in_chunks(generator.styles, base_faces(generator, recipe.images, subject.psi)).to(device())
     prompt = next(iter(subject.pack.prompts.values()))
     delta_t = subject.pair(prompt["target"], prompt["neutral"]).delta_t
     began = time.perf_counter()
-    gradient_relevance(generator, encode, s, delta_t[None], recipe)
+    gradient_relevance(generator, encode, s, delta_t[None], recipe, s_std=moments.s_std)
     return time.perf_counter() - began
 
 

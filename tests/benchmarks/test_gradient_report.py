@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,16 @@ pytest.importorskip("torch", reason="the study needs the extra `torch`")
 import torch
 from PIL import Image
 
-from styleclip_rt.benchmarks.gradient_report import Slopes, agreement, by_cosine, spearman, step, strongest, write
+from styleclip_rt.benchmarks.gradient_report import (
+    Estimate,
+    Slopes,
+    agreement,
+    by_cosine,
+    spearman,
+    step,
+    strongest,
+    write,
+)
 from styleclip_rt.benchmarks.gradient_tables import GRADIENT_TABLES, NAME, TIMES
 from styleclip_rt.benchmarks.gradient_times import first_picture_s, preview_line, times, without
 from styleclip_rt.benchmarks.report import TABLES
@@ -43,6 +53,12 @@ def test_agreement_of_a_relevance_with_itself_and_its_opposite() -> None:
     assert spearman(np.array([1.0, 2.0, 3.0]), np.array([1.0, 3.0, 2.0])) == pytest.approx(0.5)
 
 
+def test_the_command_s_own_row_keeps_what_the_command_keeps() -> None:
+    r = RNG.permutation(np.linspace(-0.5, 0.4, 160))
+    ways = [Estimate("a", 1, 1, lambda t: r, own) for own in (False, True)]
+    assert [way.count(r, 33) for way in ways] == [33, 13]
+
+
 def test_slopes_give_the_mean_unit_rows_times_the_text() -> None:
     rng = torch.Generator().manual_seed(1)
     rows = torch.randn(5, 9, 4, generator=rng, dtype=torch.float64)
@@ -51,7 +67,9 @@ def test_slopes_give_the_mean_unit_rows_times_the_text() -> None:
     unit = rows / rows.norm(dim=2, keepdim=True)
     mean = unit.mean(0)
     wanted = (mean / mean.norm(dim=1, keepdim=True)) @ text
-    np.testing.assert_allclose(by_cosine(slopes, text), wanted.numpy(), atol=1e-9)
+    np.testing.assert_allclose(by_cosine(slopes, text, alike=True), wanted.numpy(), atol=1e-9)
+    mean = (rows / rows.square().sum((1, 2), keepdim=True).sqrt()).mean(0)
+    np.testing.assert_allclose(by_cosine(slopes, text), (mean @ text / mean.norm(dim=1)).numpy(), atol=1e-9)
     turned = torch.linalg.qr(torch.randn(4, 4, generator=rng, dtype=torch.float64))[0]
     assert torch.allclose(slopes.along(turned), rows @ turned.T)
 
@@ -60,10 +78,11 @@ def test_the_table_means_over_prompts(tmp_path: Path) -> None:
     assert GRADIENT_TABLES.keys() <= TABLES.keys()
     table = GRADIENT_TABLES["gradient-agreement"]
     assert "gradient_report" in table(tmp_path)
-    shared = {"estimate": "gradient", "images": 32, "passes": 992, "spearman": 0.5, "overlap": 0.5, "cosine": 0.5}
+    shared = {"prompt": "hat", "estimate": "gradient", "images": 32, "passes": 992, "channels": 40, "spearman": 0.5,
+              "overlap": 0.5, "cosine": 0.5}  # fmt: skip
     write(tmp_path / NAME, [{**shared, "success": 1.0, "others_changed": 0.02},
                             {**shared, "success": 0.5, "others_changed": 0.04}])  # fmt: skip
-    assert "| gradient | 32 | 992 | 0.50 | 50% | 0.50 | 75% | 3.0% |" in table(tmp_path)
+    assert "| gradient | 32 | 992 | 40 | 0.50 | 50% | 0.50 | 75% | 50% (hat) | 3.0% |" in table(tmp_path)
 
 
 # Times ----------------------------------------------------------------------------------------------------------------
@@ -99,6 +118,24 @@ def test_ratios_are_taken_within_a_round(tmp_path: Path, monkeypatch: pytest.Mon
     table = TABLES["gradient-times"](tmp_path)
     assert "| the original's loop | 100 | 50 |" in table
     assert "first edited picture: 7.0 s" in table
+
+
+def test_the_gradients_that_are_timed_are_those_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    from styleclip_rt.benchmarks import gradient_times
+
+    seen: list[torch.Tensor] = []
+    full = gradient_times.gradient_relevance
+
+    def once(*arguments: Any, **options: Any) -> torch.Tensor:
+        seen.append(full(*arguments, **options))
+        return seen[-1]
+
+    small = GradientRecipe(images=1, components=1, random=1)
+    monkeypatch.setattr(gradient_times, "GradientRecipe", lambda: small)
+    monkeypatch.setattr(gradient_times, "gradient_relevance", once)
+    subject = judged(load_pack("toyfaces"))
+    assert 0 < gradient_times.gradient_s(subject) < 60
+    assert 0 < float(seen[0].abs().max()) <= 1.0001
 
 
 def test_a_first_picture_that_fails_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
