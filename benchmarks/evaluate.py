@@ -8,12 +8,15 @@ Definitions (a row of the table is a mean over the faces that LACKED the target 
   move in CLIP space and that of the texts (target - neutral).
 - CLIP's success and others changed: its own opinion, whoever scored the row.
 - identity: cosine of the identity embeddings before and after.
+- seconds_per_face: of the edit and its picture, all faces of the row together, the text known before, on the machine
+  at hand. It compares no methods: `evaluate_times` does, where they take turns.
 - delta_w: length of the offset in w+, of methods that work there. delta_s: length of the offset in style space, each
   channel in units of its standard deviation.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,7 +33,7 @@ from ..runtime.training.chunks import in_chunks
 from ..runtime.training.outcomes import ClipScorer
 from ..runtime.training.search import merit
 from ..runtime.training.subject import Faces, Moved, Subject
-from .evaluate_methods import Edit, edits_of, global_edit, opinion
+from .evaluate_methods import Edit, Ways, edits_of, global_edit, opinion
 
 Row = dict[str, Any]
 SHEET_FACES = 8
@@ -53,8 +56,10 @@ class Report:
 
 def measure(subject: Subject, edit: Edit, faces: Faces, clip: ClipScorer) -> tuple[Row, Tensor]:
     """One edit over faces that lack the target: its row, and the pictures [n,3,R,R]."""
+    began = time.perf_counter()
     moved = edit.move(faces, edit.alpha)
     images = subject.render(moved.s)
+    seconds = time.perf_counter() - began
     row: Row = {
         "prompt": edit.prompt.name,
         "method": edit.method,
@@ -62,6 +67,7 @@ def measure(subject: Subject, edit: Edit, faces: Faces, clip: ClipScorer) -> tup
     }
     row |= {"alpha": edit.alpha, "beta": None, "channels": None, "steps": None, **edit.settings}
     row |= subject.compare(edit.prompt.name, faces, images).shares()
+    row["seconds_per_face"] = float(f"{seconds / len(faces):.3g}")
     return row | clip_measures(subject, edit.prompt, faces.images, images, clip) | distances(
         subject, faces, moved
     ), images
@@ -93,48 +99,55 @@ def distances(subject: Subject, faces: Faces, moved: Moved) -> Row:
     return {name: rounded(value, 3) for name, value in (("delta_w", delta_w), ("delta_s", delta_s))}
 
 
-def compare(
-    subject: Subject, prompts: Sequence[Prompt], methods: Sequence[str], faces: Faces, clip: ClipScorer
-) -> Report:
-    """Rows and pictures of every method and prompt; why others are left out."""
+def compare(subject: Subject, prompts: Sequence[Prompt], ways: Ways, faces: Faces, clip: ClipScorer) -> Report:
+    """Rows and pictures of every way and prompt; why others are left out. `of` is how many faces a row looked at."""
     report = Report()
     for prompt in tqdm(prompts, "evaluate", unit="prompt", disable=None):
         lacking = subject.lacking(prompt.name, faces)
         if not len(lacking):
-            report.left_out[prompt.name] = f"all {len(faces)} faces show the target already"
+            report.left_out[prompt.name] = _all_show(len(faces))
             continue
-        found, reasons = edits_of(subject, prompt, methods)
+        found, reasons = edits_of(subject, prompt, ways)
         report.left_out |= reasons
         report.sheet[f"{prompt.name}: before"] = lacking.images[:SHEET_FACES]
         for edit in found:
-            row, images = measure(subject, edit, lacking, clip)
-            report.rows.append(row)
-            report.sheet[f"{prompt.name}: {edit.method}"] = images[:SHEET_FACES]
+            tried = ways.faces_for(edit.method, faces)
+            part = subject.lacking(prompt.name, tried)
+            if not len(part):
+                report.left_out[f"{prompt.name}, {edit.method}"] = _all_show(len(tried))
+                continue
+            row, images = measure(subject, edit, part, clip)
+            report.rows.append({**row, "of": len(tried)})
+            report.sheet[f"{prompt.name}: {edit.label}"] = images[:SHEET_FACES]
     return report
+
+
+def _all_show(count: int) -> str:
+    return f"all {count} faces show the target already"
 
 
 # Trade-off --------------------------------------------------------------------------------------------------------
 
 
-def curves(subject: Subject, prompts: Sequence[Prompt], methods: Sequence[str], faces: Faces) -> list[Row]:
-    """Success against collateral change: global directions over alpha and beta, mappers over their strength.
+def curves(subject: Subject, prompts: Sequence[Prompt], ways: Ways, faces: Faces) -> list[Row]:
+    """Success against collateral change: global directions over alpha and beta, mappers and named ones over strength.
 
     alpha and beta run over multiples of the prompt's own; of thresholds that keep the same channels one is tried.
     """
     rows = []
-    wanted = [method for method in methods if method in ("global", "mapper")]
+    varied = ways.with_strength()
     for prompt in tqdm(prompts, "trade-off", unit="prompt", disable=None):
         lacking = subject.lacking(prompt.name, faces)
         if len(lacking):
-            for edit in _families(subject, prompt, wanted):
+            for edit in _families(subject, prompt, varied):
                 rows += [_point(subject, edit, lacking, edit.alpha * factor) for factor in ALPHA_FACTORS]
     return rows
 
 
-def _families(subject: Subject, prompt: Prompt, methods: Sequence[str]) -> list[Edit]:
-    """The edits whose strength is varied: the mapper, and the direction at each threshold."""
+def _families(subject: Subject, prompt: Prompt, ways: Ways) -> list[Edit]:
+    """The edits whose strength is varied: the mapper, named directions, and the global one at each threshold."""
     found = []
-    for edit in edits_of(subject, prompt, methods)[0]:
+    for edit in edits_of(subject, prompt, ways)[0]:
         if edit.method != "global":
             found.append(edit)
             continue

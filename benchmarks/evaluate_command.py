@@ -18,13 +18,15 @@ if TYPE_CHECKING:
     from ..runtime.training.pack import Pack
     from ..runtime.training.subject import Faces, Subject
     from .evaluate import Report
+    from .evaluate_methods import Ways
 
 PHOTOS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
-METHODS = ("global", "mapper", "optimize")
+METHODS = ("global", "mapper", "optimize", "direction")
 SELECTION_SEED = 1_000_000  # the faces that settings are chosen on; reports count from --seed
 EPILOG = """\b
 Examples:
   styleclip-rt evaluate --prompt glasses --faces 8 --methods global,mapper --out report
+  styleclip-rt evaluate --pack my-pack --prompt glasses --direction ganspace-0 --alpha 2 --alpha -2 --out report
   styleclip-rt evaluate --pack my-pack --recommend --neutral "a person" --out report --out-pack my-pack-2
 """
 
@@ -32,7 +34,16 @@ Examples:
 @click.command("evaluate", epilog=EPILOG)
 @click.option("--pack", "pack_name", default="toyfaces", show_default=True, metavar="NAME|DIR", help="The model pack.")
 @click.option("--prompt", "asked", multiple=True, metavar="NAME|TEXT", help="Repeat for several. Default: all named.")
-@click.option("--methods", type=Words(METHODS), default=",".join(METHODS), show_default=True)
+@click.option("--methods", type=Words(METHODS), default="global,mapper,optimize", show_default=True,
+              help="Some of global, mapper, optimize, direction (the pack's named directions).")  # fmt: skip
+@click.option("--direction", "directions", multiple=True, metavar="NAME",
+              help="Score this named direction of the pack; may be repeated. By method alone: all.")  # fmt: skip
+@click.option("--alpha", "alphas", multiple=True, type=click.FloatRange(-100, 100), metavar="STRENGTH",
+              help="Strength of the named directions; may be repeated. Default: each one's own.")  # fmt: skip
+@click.option("--preset", "presets", multiple=True, metavar="NAME", default=("default",), show_default=True,
+              help="Of optimize: default (that of the pack), published or small; may be repeated.")  # fmt: skip
+@click.option("--optimize-faces", type=click.IntRange(1), metavar="COUNT",
+              help="Optimise the first so many faces alone. Default: all.")  # fmt: skip
 @click.option("--faces", type=click.IntRange(1, 10_000), default=32, show_default=True, metavar="COUNT",
               help="Random faces; those that lack a prompt's target are edited.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0, 900_000), default=0, show_default=True, metavar="N",
@@ -68,6 +79,7 @@ def evaluate(**given: Any) -> None:
     from .evaluate_methods import prompts_of
 
     pack = load_pack(given["pack_name"])
+    given["ways"] = _ways(pack, given)
     if given["neutrals"] and not given["recommend"]:
         raise click.UsageError("--neutral gives candidates to --recommend, which is not there")
     target = destination(pack, given["out_pack"]) if given["recommend"] else None
@@ -78,9 +90,26 @@ def evaluate(**given: Any) -> None:
     _run(pack, prompts, given)
 
 
+def _ways(pack: Pack, given: dict[str, Any]) -> Ways:
+    """What is compared; InputError for a direction that the pack lacks, usage errors for options that nothing heeds."""
+    from ..runtime.training.named import read
+    from ..runtime.training.optimize_settings import settings_for
+    from .evaluate_methods import PACKS_OWN, Ways
+
+    methods = tuple(m for m in METHODS if m in given["methods"] or (m == "direction" and given["directions"]))
+    if given["alphas"] and "direction" not in methods:
+        raise click.UsageError("--alpha is the strength of named directions; give --direction NAME with it")
+    for name in given["directions"]:
+        read(pack, name)
+    for name in given["presets"]:
+        settings_for(pack, None if name == PACKS_OWN else name)
+    presets, directions, alphas = (tuple(dict.fromkeys(given[key])) for key in ("presets", "directions", "alphas"))
+    return Ways(methods, presets, directions, alphas, given["optimize_faces"])
+
+
 def _plan(pack: Pack, prompts: list[Prompt], given: dict[str, Any], target: Path | None) -> str:
     """What a run would do, in words."""
-    lines = [f"pack: {pack.name}", f"methods: {', '.join(given['methods'])}"]
+    lines = [f"pack: {pack.name}", f"methods: {', '.join(given['ways'].methods)}"]
     lines += [f"prompts: {', '.join(prompt.name for prompt in prompts)}", f"faces: {_face_words(given)}"]
     lines += [f"settings go into: {target}"] if target else []
     return "\n".join([*lines, f"tables: {given['out']}"])
@@ -139,18 +168,18 @@ def _report(subject: Subject, clip: ClipScorer, prompts: list[Prompt], faces: Fa
     from . import evaluate as measures
     from . import evaluate_times as times
 
-    methods, chosen = given["methods"], Chosen(prompts)
+    ways, chosen = given["ways"], Chosen(prompts)
     if given["recommend"]:
         chosen = _recommend(subject, prompts, given)
-    report = measures.compare(subject, chosen.prompts, methods, faces, clip)
+    report = measures.compare(subject, chosen.prompts, ways, faces, clip)
     report.recommended = chosen.record
     report.left_out |= chosen.left_out
-    if "mapper" in methods:
+    if "mapper" in ways.methods:
         report.mappers = measures.mapper_agreement(subject, subject.pack.mappers, faces)
     if given["curves"]:
-        report.curves = measures.curves(subject, chosen.prompts, methods, faces)
+        report.curves = measures.curves(subject, chosen.prompts, ways, faces)
     if given["times"] != "none":
-        report.times = times.measure(subject, chosen.prompts, methods, faces, preparations=given["times"] == "all")
+        report.times = times.measure(subject, chosen.prompts, ways, faces, preparations=given["times"] == "all")
     return report
 
 
@@ -172,7 +201,7 @@ def _recommend(subject: Subject, prompts: list[Prompt], given: dict[str, Any]) -
     from . import evaluate_recommend as recommending
 
     pack, out, neutrals, faces = subject.pack, given["out_pack"], given["neutrals"], given["selection_faces"]
-    mappers = "mapper" in given["methods"]
+    mappers = "mapper" in given["ways"].methods
     kept = recommending.kept_choice(pack, out, prompts, neutrals=neutrals, faces=faces, mappers=mappers)
     if earlier := kept.load():
         entries, reasons = earlier[1]["entries"], earlier[1]["reasons"]
@@ -183,7 +212,7 @@ def _recommend(subject: Subject, prompts: list[Prompt], given: dict[str, Any]) -
     record = {
         "settings": entries,
         "pack": str(written) if written else None,
-        "better_table": recommending.better_table(entries),
+        "notes": recommending.table_notes(subject, entries),
         "selection_faces": given["selection_faces"],
     }
     left_out = {f"{name}, recommend": reason for name, reason in reasons.items()}
@@ -192,15 +221,14 @@ def _recommend(subject: Subject, prompts: list[Prompt], given: dict[str, Any]) -
 
 def summary(report: Report) -> str:
     """The table for the terminal."""
-    header = (
-        f"{'prompt':16} {'method':14} {'alpha':>6} {'beta':>6} {'faces':>5} {'target':>7} {'others':>7} {'identity':>8}"
-    )
-    lines = [f"{header} {'CLIP gain':>9}  scored by"]
+    width = max([14, *(len(row["method"]) for row in report.rows)])
+    header = f"{'prompt':16} {'method':{width}} {'alpha':>6} {'beta':>6} {'faces':>5} {'target':>7} {'others':>7}"
+    lines = [f"{header} {'identity':>8} {'CLIP gain':>9} {'s a face':>9}  scored by"]
     for row in report.rows:
         numbers = [_cell(row["alpha"], "6.2f"), _cell(row["beta"], "6.2f"), f"{row['faces']:5d}"]
         numbers += [f"{row['success']:7.0%}", f"{row['others_changed']:7.1%}", _cell(row["identity_cosine"], "8.2f")]
-        numbers += [_cell(row["clip_gain"], "9.3f")]
-        lines.append(f"{row['prompt'][:16]:16} {row['method']:14} {' '.join(numbers)}  {row['scored_by']}")
+        numbers += [_cell(row["clip_gain"], "9.3f"), _cell(row["seconds_per_face"], "9.3g")]
+        lines.append(f"{row['prompt'][:16]:16} {row['method']:{width}} {' '.join(numbers)}  {row['scored_by']}")
     lines += [
         f"{row['what']}, {row['method']}: {row['ratio']:g} times a global edit ({row['median_ms']:g} ms here)"
         for row in report.times
@@ -208,8 +236,7 @@ def summary(report: Report) -> str:
     lines += [f"left out: {what}: {why}" for what, why in report.left_out.items()]
     if report.recommended.get("pack"):
         lines.append(f"settings of {len(report.recommended['settings'])} prompts are in {report.recommended['pack']}")
-    if report.recommended.get("better_table"):
-        lines.append(f"better table of directions: {report.recommended['better_table']}")
+    lines += [f"note: {note}" for note in report.recommended.get("notes", ())]
     return "\n".join(lines)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from ..runtime import edits
 from ..runtime.model import Prompt
 from ..runtime.prompts import resolve
 from ..runtime.steps import DEFAULT_ALPHA
+from ..runtime.training import named
 from ..runtime.training.chunks import in_chunks
 from ..runtime.training.demo.scores import JudgeScorer
 from ..runtime.training.inputs import pack_model, sample
@@ -28,8 +30,35 @@ from ..runtime.training.texts import PackTexts
 
 CONV = "global (conv)"
 """The same table with the rows of toRGB channels left out, where it has any: the published form of the method."""
+PACKS_OWN = "default"
+"""The preset of optimisation that the pack's size decides."""
 REFERENCE_FACES, REFERENCE_SEED = 128, 2_000_000
 """Random faces that CLIP's scores are measured against; in no report and no search."""
+
+
+@dataclass(frozen=True)
+class Ways:
+    """What is compared.
+
+    methods: of `_MAKERS`. presets: of the optimisation, by name, `PACKS_OWN` among them. directions: named directions
+    of the pack, all of them where none is named. alphas: their strengths, each one's own where none is given.
+    optimize_faces: optimisation, which takes hundreds of passes a face, is run on the first so many alone.
+    """
+
+    methods: tuple[str, ...]
+    presets: tuple[str, ...] = (PACKS_OWN,)
+    directions: tuple[str, ...] = ()
+    alphas: tuple[float, ...] = ()
+    optimize_faces: int | None = None
+
+    def with_strength(self) -> Ways:
+        """Those whose strength can be varied, each named direction once."""
+        return replace(self, methods=tuple(m for m in self.methods if m != "optimize"), alphas=self.alphas[:1])
+
+    def faces_for(self, method: str, faces: Faces) -> Faces:
+        """The faces that a method is tried on."""
+        few = self.optimize_faces if method.startswith("optimize") else None
+        return faces if few is None else faces.take(np.arange(min(few, len(faces))))
 
 
 @dataclass(frozen=True)
@@ -41,6 +70,11 @@ class Edit:
     alpha: float
     move: Callable[[Faces, float], Moved]
     settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """The method, with the strength where one direction may stand there at several."""
+        return f"{self.method}, alpha {self.alpha:g}" if self.method.startswith(named.PREFIX) else self.method
 
 
 def prompts_of(pack: Pack, asked: Sequence[str]) -> list[Prompt]:
@@ -85,13 +119,13 @@ def opinion(scorer: Scorer, prompt: str) -> str:
     return (scorer.member(prompt) if isinstance(scorer, Panel) else scorer).opinion
 
 
-def edits_of(subject: Subject, prompt: Prompt, methods: Sequence[str]) -> tuple[list[Edit], dict[str, str]]:
-    """The edits of one prompt by `methods`, and why others are left out: {"prompt, method": reason}."""
+def edits_of(subject: Subject, prompt: Prompt, ways: Ways) -> tuple[list[Edit], dict[str, str]]:
+    """The edits of one prompt in those ways, and why others are left out: {"prompt, method": reason}."""
     found: list[Edit] = []
     left_out: dict[str, str] = {}
-    for method in methods:
+    for method in ways.methods:
         try:
-            found += _MAKERS[method](subject, prompt)
+            found += _MAKERS[method](subject, prompt, ways)
         except StyleclipError as error:
             left_out[f"{prompt.name}, {method}"] = str(error)
     return found, left_out
@@ -126,10 +160,10 @@ def global_edit(subject: Subject, prompt: Prompt, name: str = "global", beta: fl
     delta_s = subject.direction(prompt.target, prompt.neutral, beta)
     alpha = DEFAULT_ALPHA if prompt.alpha is None else float(prompt.alpha)
     settings = {"beta": round(beta, 4), "channels": int(np.count_nonzero(delta_s))}
-    return Edit(prompt, name, alpha, lambda faces, alpha: subject.shifted(faces, delta_s, alpha), settings)
+    return Edit(prompt, name, alpha, partial(_shifted, subject, delta_s), settings)
 
 
-def _global(subject: Subject, prompt: Prompt) -> list[Edit]:
+def _global(subject: Subject, prompt: Prompt, ways: Ways) -> list[Edit]:
     return [global_edit(table, prompt, name) for name, table in tables_of(subject).items()]
 
 
@@ -140,9 +174,10 @@ def mapper_edit(subject: Subject, prompt: Prompt) -> Edit:
     return Edit(prompt, "mapper", prompt.strength, lambda faces, alpha: subject.mapped(faces, name, alpha))
 
 
-def optimize_edit(subject: Subject, prompt: Prompt, steps: int | None = None) -> Edit:
-    """Latent optimisation of each face by the pack's default preset; it has no strength."""
-    settings = settings_for(subject.pack, steps=steps)
+def optimize_edit(subject: Subject, prompt: Prompt, preset: str = PACKS_OWN) -> Edit:
+    """Latent optimisation of each face by a preset; it has no strength."""
+    own = preset == PACKS_OWN
+    settings = settings_for(subject.pack, None if own else preset)
     asked = prompt.name if prompt.name in subject.pack.prompts else prompt.target
 
     def move(faces: Faces, alpha: float) -> Moved:
@@ -150,11 +185,40 @@ def optimize_edit(subject: Subject, prompt: Prompt, steps: int | None = None) ->
         s = torch.cat([face.s for face in done])
         return Moved(s, None if done[0].w is None else torch.cat([face.w for face in done if face.w is not None]))
 
-    return Edit(prompt, "optimize", 1.0, move, {"alpha": None, "steps": settings.steps})
+    name = "optimize" if own else f"optimize ({preset})"
+    return Edit(prompt, name, 1.0, move, {"alpha": None, "steps": settings.steps})
 
 
-_MAKERS: dict[str, Callable[[Subject, Prompt], list[Edit]]] = {
+def direction_edits(subject: Subject, prompt: Prompt, ways: Ways) -> list[Edit]:
+    """Named directions of the pack, served as `edit --direction` serves them, at each strength.
+
+    The prompt says what is looked for; a direction does not follow it. InputError for a pack without directions.
+    """
+    names = ways.directions or subject.pack.directions_named
+    if not names:
+        raise InputError(
+            f"the pack {subject.pack.name!r} has no named direction; `train neighbours` and `train directions --method "
+            "gradient` make some"
+        )
+    found = []
+    for name in names:
+        direction = named.read(subject.pack, name)
+        step, beta = direction.step()
+        delta_s = step.numpy()
+        settings = {"beta": beta, "channels": int(np.count_nonzero(delta_s))}
+        for alpha in ways.alphas or (direction.alpha,):
+            move = partial(_shifted, subject, delta_s)
+            found.append(Edit(prompt, named.PREFIX + name, alpha, move, settings))
+    return found
+
+
+def _shifted(subject: Subject, delta_s: NDArray[np.float32], faces: Faces, alpha: float) -> Moved:
+    return subject.shifted(faces, delta_s, alpha)
+
+
+_MAKERS: dict[str, Callable[[Subject, Prompt, Ways], list[Edit]]] = {
     "global": _global,
-    "mapper": lambda subject, prompt: [mapper_edit(subject, prompt)],
-    "optimize": lambda subject, prompt: [optimize_edit(subject, prompt)],
+    "mapper": lambda subject, prompt, ways: [mapper_edit(subject, prompt)],
+    "optimize": lambda subject, prompt, ways: [optimize_edit(subject, prompt, preset) for preset in ways.presets],
+    "direction": direction_edits,
 }

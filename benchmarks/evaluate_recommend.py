@@ -7,7 +7,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from ..engines.errors import StyleclipError
@@ -16,7 +15,7 @@ from ..runtime.training import publish, search
 from ..runtime.training.kept import Kept, digests
 from ..runtime.training.pack import Pack
 from ..runtime.training.subject import Faces, Subject
-from .evaluate_methods import tables_of
+from .evaluate_methods import CONV, tables_of
 
 Row = dict[str, Any]
 COARSE_FACES = 40
@@ -45,7 +44,7 @@ def recommend(
 
 
 def _entry(subject: Subject, prompt: Prompt, faces: Faces, neutrals: Sequence[str], mappers: bool) -> Row:
-    """The settings of one prompt over the whole table; by table, how good the best ones are."""
+    """The settings of one prompt over the whole table, which is what `edit` moves; merits of the best, by table."""
     texts = ([prompt.target], list(dict.fromkeys([prompt.neutral, *neutrals])))
     chosen = {
         name: search.choose(table, prompt.name, faces, texts, coarse_faces=COARSE_FACES)
@@ -64,13 +63,22 @@ def _merit(subject: Subject, table: str, prompt: Prompt, faces: Faces, setting: 
     return round(search.merit(edited, setting.alpha), 4)
 
 
-def better_table(entries: Mapping[str, Row]) -> str | None:
-    """Which table of directions is the better one over the prompts; None where the pack has only one."""
-    merits = [entry["merit"] for entry in entries.values() if len(entry["merit"]) > 1]
-    if not merits:
-        return None
-    means = {name: float(np.mean([merit[name] for merit in merits])) for name in merits[0]}
-    return max(means, key=lambda name: means[name])
+def table_notes(subject: Subject, entries: Mapping[str, Row]) -> list[str]:
+    """What a user should know of the pack's table of directions: one note for a table without toRGB's rows, or else one
+    for the prompts that do better without them. Settings are those of the whole table, which is what `edit` moves.
+    """
+    if len(tables_of(subject)) == 1:
+        advice = "`styleclip-rt train directions --channels all --out PACK` measures them; --recommend compares both"
+        return [f"the table of directions has no rows for toRGB channels, where many generators keep colour; {advice}"]
+    better = [
+        f"{name} ({entry['merit'][CONV]:.2f} against {entry['merit']['global']:.2f})"
+        for name, entry in entries.items()
+        if entry["merit"][CONV] > entry["merit"]["global"]
+    ]
+    if not better:
+        return []
+    advice = "`edit` moves all; `styleclip-rt train directions --channels conv --out PACK` makes a table without them"
+    return [f"without toRGB channels the merit is higher for {', '.join(better)}. {advice}"]
 
 
 def with_settings(prompts: Sequence[Prompt], entries: Mapping[str, Row]) -> list[Prompt]:

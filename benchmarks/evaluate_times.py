@@ -24,7 +24,7 @@ from ..runtime.training.directions_finite import front_of
 from ..runtime.training.loop import device
 from ..runtime.training.mapper import MapperNetworks, preset, train_mapper
 from ..runtime.training.subject import Faces, Subject
-from .evaluate_methods import Edit, edits_of, global_edit
+from .evaluate_methods import Edit, Ways, edits_of, global_edit
 from .machine import environment
 
 Row = dict[str, Any]
@@ -33,15 +33,13 @@ FIRST = "global"
 """The method whose edit is the unit of time."""
 
 
-def edit_times(
-    subject: Subject, prompt: Prompt, methods: Sequence[str], faces: Faces, rounds: int = ROUNDS
-) -> list[Row]:
-    """Time of one picture by every method, in turns, one face at a time; empty where nothing can be the unit.
+def edit_times(subject: Subject, prompt: Prompt, ways: Ways, faces: Faces, rounds: int = ROUNDS) -> list[Row]:
+    """Time of one picture in every way, in turns, one face at a time; empty where nothing can be the unit.
 
     The text is embedded before (all methods need it); the direction is computed anew each time.
     """
-    edits, _ = edits_of(subject, prompt, methods)
-    calls = {edit.method: _call(subject, edit) for edit in edits}
+    edits, _ = edits_of(subject, prompt, ways)
+    calls = {edit.label: _call(subject, edit) for edit in edits}
     if FIRST not in calls or not len(faces):
         return []
     for call in calls.values():  # whatever is set up on the first call is not a picture's time
@@ -121,12 +119,12 @@ def _table_seconds(subject: Subject, faces: Faces, images: int = 2) -> tuple[flo
 
 
 def measure(
-    subject: Subject, prompts: Sequence[Prompt], methods: Sequence[str], faces: Faces, preparations: bool = False
+    subject: Subject, prompts: Sequence[Prompt], ways: Ways, faces: Faces, preparations: bool = False
 ) -> list[Row]:
-    """The times of the first prompt that most methods can follow; with those of the preparations where asked for."""
-    ready = [(len(edits_of(subject, prompt, methods)[0]), -i) for i, prompt in enumerate(prompts)]
+    """The times of the first prompt that most ways can follow; with those of the preparations where asked for."""
+    ready = [(len(edits_of(subject, prompt, ways)[0]), -i) for i, prompt in enumerate(prompts)]
     prompt = prompts[-max(ready)[1]]
-    rows = edit_times(subject, prompt, methods, faces)
+    rows = edit_times(subject, prompt, ways, faces)
     if rows and preparations:
         unit_s = next(row["median_ms"] for row in rows if row["method"] == FIRST) / 1e3
         rows += preparation_times(subject, prompt, faces, unit_s)

@@ -20,7 +20,7 @@ from ..engines.errors import InputError, StyleclipError
 from . import bring_your_own
 from .directions_tables import DIRECTIONS_TABLES
 from .evaluate_tables import EVALUATE_TABLES
-from .gradient_tables import gradient_agreement
+from .gradient_tables import GRADIENT_TABLES
 from .report_text import markdown
 from .tables import BENCH_TABLES
 
@@ -88,10 +88,16 @@ def mapper(results: Path) -> str:
     keys = ("success", "others_changed")
     rows = read_csv(results / "toyfaces-mapper.csv")
     body = [
-        [row["prompt"], row["strength"], *(percent(row[key]) for key in keys), decimals(row["identity_cosine"])]
+        [
+            row["prompt"],
+            row["strength"],
+            row["faces"],
+            *(percent(row[key]) for key in keys),
+            decimals(row["identity_cosine"]),
+        ]
         for row in rows
     ]
-    return markdown(("prompt", "strength", "target reached", "others changed", "identity cosine"), body)
+    return markdown(("prompt", "strength", "faces", "target reached", "others changed", "identity cosine"), body)
 
 
 def inversion(results: Path) -> str:
@@ -120,10 +126,10 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "toyfaces-mapper": mapper,
     "toyfaces-inversion": inversion,
     "toyfaces-samples": samples,
-    "gradient-agreement": gradient_agreement,
     **BENCH_TABLES,
     **DIRECTIONS_TABLES,
     **EVALUATE_TABLES,
+    **GRADIENT_TABLES,
     "bring-your-own": bring_your_own.table,
 }
 

@@ -107,10 +107,19 @@ def suggested_beta(r: ArrayLike, fraction: float = AUTO_FRACTION) -> float:
     for beta in AUTO_BETAS:
         if np.count_nonzero(size >= beta) > fraction * movable:
             return beta
-    if size.max() >= AUTO_BETAS[-1]:
-        return AUTO_BETAS[-1]
-    wanted = max(1, round(fraction * movable))
-    return _cut(float(np.sort(size)[-wanted]))
+    return AUTO_BETAS[-1] if size.max() >= AUTO_BETAS[-1] else beta_keeping(r, fraction)
+
+
+def beta_keeping(r: ArrayLike, fraction: float) -> float:
+    """The beta, cut to three digits, that keeps a fraction of the channels that can move (r [S] != 0), at least one.
+
+    Whatever the scale of r, which differs between finite moves and gradients. InputError if r is all zero.
+    """
+    size = np.abs(np.asarray(r, dtype=np.float64)).ravel()
+    movable = int(np.count_nonzero(size))
+    if movable == 0:
+        raise InputError("no style channel answers to the prompt: every relevance is zero")
+    return _cut(float(np.sort(size)[-max(1, round(fraction * movable))]))
 
 
 def cosine(a: ArrayLike, b: ArrayLike) -> float:

@@ -34,7 +34,7 @@ METHODS = ("finite", "gradient")
 @click.option("--channels", type=click.Choice(["conv", "all"]), default="conv", show_default=True,
               help="conv: as published; all: those of toRGB too, where a generator may keep colour.")  # fmt: skip
 @click.option("--images", type=click.IntRange(1, 100_000), default=100, show_default=True, metavar="COUNT",
-              help="Base images; by gradient 32 unless given.")  # fmt: skip
+              help="Base images; by gradient 64 unless given.")  # fmt: skip
 @click.option("--sigmas", type=click.FloatRange(0, min_open=True), default=5.0, show_default=True, metavar="K",
               help="A channel is set to its mean - K and + K standard deviations.")  # fmt: skip
 @click.option("--tolerance", type=click.FloatRange(0, 1, max_open=True), metavar="1-COSINE",

@@ -1,8 +1,16 @@
-"""Directions by gradients: what every style channel means to CLIP at first order, without a table of renders.
+"""Directions by gradients: what every style channel means to CLIP, all channels at once, without a table of renders.
 
-The finite procedure (`directions`) moves one channel at a time and takes the unit direction in which CLIP's embedding
-goes, averaged over images. Its limit for small moves is the Jacobian J = dE/ds [E,S] of the embedding E(G(s)): column
-c, at unit length, averaged over images, at unit length again. A backward pass gives v^T J for one v and ALL channels.
+The finite procedure (`directions`) moves one channel at a time, as far as +-5 sigma, and takes the unit direction in
+which CLIP's embedding goes. A backward pass gives v^T J for one v and ALL channels, with J = dE/ds [E,S] the Jacobian
+of the embedding E(G(s)). But a slope at a face sees no edge: where nothing of a pair of glasses is drawn yet, a small
+step towards them changes no pixel that is theirs. So the gradient is that of the SMOOTHED embedding
+
+    F(s) = mean over n faces and over u ~ N(0, 1)^S of E(G(s + spread sigma u)),    dF/ds = mean of J at those points
+
+every channel at a random place within its own spread. By Stein's lemma spread sigma_c dF/ds_c = mean of E u_c: the
+slope of the best straight line through finite moves of that size, of all channels at a time. The J of a point is
+divided by its length over all channels, lest the few points at an edge decide alone. Without spread it is the limit of
+the finite procedure for small moves: every column J_c at unit length for each face, then averaged.
 
 A relevance is a cosine, <J_c, delta_t> / |J_c|, so the gradient of <E, delta_t> alone is not enough: a channel that
 moves the whole picture has a large one. The lengths |J_c| come from a few probes more. The embeddings of faces span few
@@ -35,12 +43,14 @@ CPU_PIXELS, GPU_PIXELS = 16 * 64 * 64, 1 << 22
 class GradientRecipe:
     """What a relevance by gradients depends on, besides the networks.
 
+    `spread`: how far around the faces gradients are taken, in standard deviations of each channel; 0: at the faces.
     `components` and `random` are the probes that measure how far a channel moves the embedding at all. `channels`:
     "conv", as in the published tables, or "all", toRGB among them.
     """
 
-    images: int = 32
-    components: int = 24
+    images: int = 64
+    spread: float = 1.0
+    components: int = 8
     random: int = 4
     channels: str = "conv"
     seed: int = 5
@@ -51,6 +61,8 @@ class GradientRecipe:
                 f"{self.images} images, {self.components} components, {self.random} random probes: expected at least "
                 "one image and one probe"
             )
+        if not 0 <= self.spread < float("inf"):
+            raise InputError(f"spread {self.spread}: expected 0 or more standard deviations")
         if self.channels not in CHANNELS:
             raise InputError(f"channels {self.channels!r}: expected one of {', '.join(CHANNELS)}")
 
@@ -90,10 +102,33 @@ def pullbacks(generator: Generator, encode_image: ImageEncoder, s: Tensor, probe
         yield gradient
 
 
-def mean_unit_rows(
-    generator: Generator, encode_image: ImageEncoder, s: Tensor, probes: Tensor, *, chunk: int | None = None
+def scattered(s: Tensor, s_std: Tensor | None, recipe: GradientRecipe) -> Tensor:
+    """Where the gradients are taken: s [n,S], each channel moved at random by `spread` of its s_std [S].
+
+    The same for the same recipe. InputError for a spread without s_std.
+    """
+    if not recipe.spread:
+        return s
+    if s_std is None:
+        raise InputError("gradients around the faces need the standard deviations of the styles; give s_std")
+    rng = torch.Generator().manual_seed(recipe.seed)
+    noise = torch.randn(s.shape, generator=rng, dtype=torch.float32)
+    return s + recipe.spread * (s_std.cpu() * noise).to(s)
+
+
+def mean_rows(
+    generator: Generator,
+    encode_image: ImageEncoder,
+    s: Tensor,
+    probes: Tensor,
+    *,
+    alike: bool,
+    chunk: int | None = None,
 ) -> Tensor:
-    """Rows of the channels as the probes see them: unit an image, averaged, unit again (GetFs at first order).
+    """Rows of the channels as the probes see them, averaged over the images, at unit length.
+
+    alike: every row is at unit length for each image first (GetFs at first order). Without it the rows of an image are
+    so as a whole: an image counts as the next one, and for a channel by its share in what moves the embedding there.
 
     s [n,S], probes [m,E] -> [S,m] float32 on the CPU; the row of a channel that moves no embedding is zero. With the
     unit vectors of E as probes these are the rows delta_i_c of a table.
@@ -108,7 +143,7 @@ def mean_unit_rows(
                 rows[:, :, i] = gradient.cpu()
                 bar.update(len(part))
             for row in rows:
-                total += unit(row)
+                total += unit(row) if alike else unit(row.flatten()).view_as(row)
     return unit(total).float()
 
 
@@ -163,16 +198,16 @@ def gradient_relevance(
         encode_image: image [N,3,R,R] in -1..1 -> unit embedding [N,E], differentiable, with CLIP's own front-end.
         s: [n,S] styles of at least `recipe.images` base images, on the generator's device.
         delta_t: unit text directions [P,E].
-        s_std: [S]; a channel that never moves gets no relevance.
+        s_std: [S], which a spread is counted in; a channel that never moves gets no relevance.
     Returns:
         [P,S] float32 on the CPU, cosines of the table's scale; zero for channels that were not asked for.
     Raises:
-        InputError: fewer images than the recipe asks for; gradients that are not finite.
+        InputError: fewer images than the recipe asks for; a spread without s_std; gradients that are not finite.
     """
     recipe = recipe or GradientRecipe()
-    s = _enough(s, recipe)
+    s = scattered(_enough(s, recipe), s_std, recipe)
     probes = probe_matrix(embed(generator, encode_image, s, chunk=chunk), delta_t, recipe)
-    rows = mean_unit_rows(generator, encode_image, s, probes, chunk=chunk)
+    rows = mean_rows(generator, encode_image, s, probes, alike=not recipe.spread, chunk=chunk)
     coordinates = (probes @ delta_t.double().T).float()  # [m,P]; zero at the random probes
     return (rows @ coordinates).T * _movable(generator, recipe, s_std)
 
@@ -192,9 +227,9 @@ def gradient_table(
     that were not asked for and for those that move no embedding.
     """
     recipe = recipe or GradientRecipe()
-    s = _enough(s, recipe)
+    s = scattered(_enough(s, recipe), s_std, recipe)
     width = embed(generator, encode_image, s[:1]).shape[1]
-    rows = mean_unit_rows(generator, encode_image, s, torch.eye(width), chunk=chunk)
+    rows = mean_rows(generator, encode_image, s, torch.eye(width), alike=not recipe.spread, chunk=chunk)
     return rows * _movable(generator, recipe, s_std)[:, None]
 
 

@@ -28,7 +28,7 @@ def gradient_options(command: F) -> F:
         click.option("--alpha", type=click.FloatRange(-100, 100), metavar="STRENGTH",
                      help="Recommended strength.  [default: the prompt's, else 3]"),
         click.option("--beta", type=click.FloatRange(0, 1), metavar="0..1",
-                     help="Recommended threshold.  [default: the prompt's, else by the count of channels]"),
+                     help="Recommended threshold.  [default: what keeps a twelfth of the channels]"),
         click.option("--preview", multiple=True, metavar="PHOTO|LATENTS|SEED",
                      help="Show the edit on this face, without an export; may be repeated. Without --out nothing "
                      "else is written."),

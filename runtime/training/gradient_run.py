@@ -38,6 +38,8 @@ SOURCE = "styleclip-rt train directions --method gradient"
 SAMPLES = 10_000
 """Latents that sigma is estimated from where a pack has no statistics: within 0.7%, and a second's work."""
 PSI = 0.7
+KEPT = 1 / 12
+"""Share of the channels that a direction keeps where no beta is asked for (docs/directions.md)."""
 STEPS = (0.5, 1.0, 1.5)
 """Columns of a preview, in units of the direction's alpha."""
 
@@ -151,7 +153,8 @@ def base_styles(pack: Pack, statistics: Statistics, images: int) -> Tensor:
 def prompt_direction(plan: GradientPlan, statistics: Statistics) -> NamedDirection:
     """The direction of the plan's prompt: relevance [S], and delta_s before any threshold.
 
-    beta: asked for, else that of the pack's prompt, else the automatic rule; alpha likewise, else 3.
+    alpha: asked for, else that of the pack's prompt, else 3. beta: asked for, else what keeps `KEPT` of the channels;
+    not that of the pack's prompt, which was chosen for another relevance.
     """
     prompt, request, pack = plan.prompt, plan.request, plan.pack
     if prompt is None:
@@ -160,24 +163,22 @@ def prompt_direction(plan: GradientPlan, statistics: Statistics) -> NamedDirecti
     s = base_styles(pack, statistics, request.recipe.images)
     encode = pack.clip.to(device()).encode_image
     found = gradient_relevance(pack.generator, encode, s, delta_t[None], request.recipe, s_std=statistics.s_std)[0]
-    beta = next((b for b in (request.beta, prompt.beta) if b is not None), None)
     alpha = next((a for a in (request.alpha, prompt.alpha) if a is not None), DEFAULT_ALPHA)
     config = {
         **recipe_config(request.recipe, statistics),
         "target": prompt.target,
         "neutral": prompt.neutral,
         "alpha": float(alpha),
-        "beta": edits.suggested_beta(found.numpy()) if beta is None else float(beta),
+        "beta": edits.beta_keeping(found.numpy(), KEPT) if request.beta is None else float(request.beta),
     }
-    return NamedDirection(request.name or prompt.name, step_of(found, statistics.s_std, 0.0), found, config)
+    return NamedDirection(request.name or prompt.name, step_of(found, statistics.s_std), found, config)
 
 
-def step_of(relevance: Tensor, sigma: Tensor, beta: float) -> Tensor:
-    """delta_s [S] of a relevance [S] under a threshold: section 6 of the paper (`edits.direction`)."""
+def step_of(relevance: Tensor, sigma: Tensor) -> Tensor:
+    """delta_s [S] of a relevance [S] before any threshold: section 6 of the paper (`edits.direction` at beta 0)."""
     r = relevance.double()
-    kept = torch.where(r.abs() >= beta, r, 0.0)
-    largest = kept.abs().max()
-    return (kept / largest * sigma.double() if largest > 0 else kept).float()
+    largest = r.abs().max()
+    return (r / largest * sigma.double() if largest > 0 else r).float()
 
 
 def recipe_config(recipe: GradientRecipe, statistics: Statistics) -> dict[str, Any]:
@@ -185,6 +186,7 @@ def recipe_config(recipe: GradientRecipe, statistics: Statistics) -> dict[str, A
     return {
         "method": "gradient",
         "images": recipe.images,
+        "spread": recipe.spread,
         "channels": recipe.channels,
         "psi": float(statistics.config.get("psi", PSI)),
         "convention": str(statistics.config.get("convention", "unknown")),
@@ -212,7 +214,7 @@ def train_gradient(plan: GradientPlan) -> dict[str, Any]:
         direction = from_component(plan.component, components[plan.component])
         record |= settings_of(direction)
         if faces is not None and request.sheet is not None:
-            record["sheet"] = str(save_preview(plan, statistics, direction, faces, request.sheet))
+            record["sheet"] = str(save_preview(plan, direction, faces, request.sheet))
     if kept is not None:
         record["out"] = str(publish(pack, request.out, components, kept=kept))
     return {**record, "seconds": round(time.monotonic() - began, 1)}
@@ -230,21 +232,14 @@ def _found(plan: GradientPlan, statistics: Statistics, kept: Kept | None) -> dic
 
 def settings_of(direction: NamedDirection) -> dict[str, Any]:
     """What is recommended, and how many channels that moves."""
-    beta = float(direction.config["beta"])
-    size = relevance_of(direction).abs()
+    step, beta = direction.step()
+    largest = 0.0 if direction.relevance is None else float(direction.relevance.abs().max())
     return {
-        "alpha": direction.config["alpha"],
+        "alpha": direction.alpha,
         "beta": beta,
-        "channels_moved": int((size >= beta).sum()),
-        "largest": round(float(size.max()), 4),
+        "channels_moved": int(step.count_nonzero()),
+        "largest": round(largest, 4),
     }
-
-
-def relevance_of(direction: NamedDirection) -> Tensor:
-    """Its relevance [S]; InputError for a direction without one."""
-    if direction.relevance is None:
-        raise InputError(f"direction {direction.name!r} has no relevance to threshold")
-    return direction.relevance
 
 
 def table_component(plan: GradientPlan, statistics: Statistics) -> Component:
@@ -282,12 +277,10 @@ def previewed(plan: GradientPlan) -> PreviewFaces | None:
     return PreviewFaces(s, inputs.names, inputs.crops)
 
 
-def save_preview(
-    plan: GradientPlan, statistics: Statistics, direction: NamedDirection, faces: PreviewFaces, path: Path
-) -> Path:
+def save_preview(plan: GradientPlan, direction: NamedDirection, faces: PreviewFaces, path: Path) -> Path:
     """A sheet of the faces: the photo, what the generator makes of it, and the edit at parts of alpha."""
-    alpha, beta = float(direction.config["alpha"]), float(direction.config["beta"])
-    delta_s = step_of(relevance_of(direction), statistics.s_std, beta).numpy()
+    alpha, beta = direction.alpha, float(direction.config["beta"])
+    delta_s = direction.step(beta)[0].numpy()
     alphas = [0.0, *(alpha * step for step in STEPS)]
     moved = torch.from_numpy(np.stack([edits.apply(faces.s.numpy(), delta_s, a) for a in alphas], 1))
     made = pictures(in_chunks(plan.pack.generator.synthesize, moved.flatten(0, 1)))

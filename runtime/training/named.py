@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ...engines.errors import InputError, PackError
+from .. import edits
 from .pack_format import NAME
 from .pack_writer import Component
 
@@ -43,6 +44,25 @@ class NamedDirection:
     delta_s: Tensor
     relevance: Tensor | None = None
     config: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def alpha(self) -> float:
+        """The recommended strength."""
+        recommended = self.config.get("alpha")
+        return 1.0 if recommended is None else float(recommended)
+
+    def step(self, beta: float | None = None) -> tuple[Tensor, float | None]:
+        """(delta_s [S] under a threshold, the threshold) as `edit --direction` takes them.
+
+        beta: None for the recommended one, else edit's automatic rule. A direction without a relevance moves all its
+        channels and has no threshold: (delta_s, None).
+        """
+        if self.relevance is None:
+            return self.delta_s, None
+        chosen = self.config.get("beta") if beta is None else beta
+        if chosen is None:
+            chosen = edits.suggested_beta(self.relevance.numpy())
+        return torch.where(self.relevance.abs() >= chosen, self.delta_s, 0.0), float(chosen)
 
 
 def component(direction: NamedDirection, licence: str = "Apache-2.0", source: str = SOURCE) -> Component:

@@ -153,15 +153,16 @@ class Run:
 
     def _descend(self, number: int, first: int) -> State:
         settings, path = self.settings, self._checkpoint(number)
-        w = self.inputs.w[first : first + settings.batch].to(device())
-        latent = self.objective.latent_of(w)
         loaded = states.load(path) if path else None
-        done = loaded is not None and loaded.step >= settings.steps
-        start = None if done else self.objective.start(latent)
-        state = loaded or State.fresh(*self.objective.first(start), self.objective.first_scale)  # type: ignore[arg-type]
+        if loaded is not None and loaded.step >= settings.steps:
+            return loaded
+        w = self.inputs.w[first : first + settings.batch].to(device())
+        start = self.objective.start(self.objective.latent_of(w))
+        latent, initial = self.objective.first(start)
+        state = loaded or State.fresh(latent, initial, self.objective.first_scale)
         saved = began = time.monotonic()
         before_s = state.seconds
-        while start is not None and state.step < settings.steps and len(active := state.active):
+        while state.step < settings.steps and len(active := state.active):
             if self.save_every and state.step % self.save_every == 0:
                 state.frames[state.step] = state.latent.cpu()
             found = self.objective.evaluate(state.latent[active], start.take(active), state.scale)
@@ -178,7 +179,7 @@ class Run:
                 states.save(state, path)
                 saved = time.monotonic()
             self._report(number, state)
-        if path and start is not None:
+        if path:
             states.save(state, path)
         return state
 

@@ -159,8 +159,10 @@ class Objective:
         """
         total, terms = self._sum(start, start)
         latent, least = start.latent, total
-        for step in STEPS[1:] if self.step is not None else ():
-            tried = start.latent + step * self.step
+        if self.step is None:
+            return latent, {**terms, "loss": total}
+        for share in STEPS[1:]:
+            tried = start.latent + share * self.step
             loss, _ = self._losses(tried, start)
             better = loss < least
             least = torch.where(better, loss, least)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,11 +14,15 @@ torch = pytest.importorskip("torch", reason="the evaluation needs the extra `tor
 
 from styleclip_rt.benchmarks import evaluate, evaluate_methods, evaluate_recommend, evaluate_times  # noqa: E402
 from styleclip_rt.benchmarks.evaluate_command import summary  # noqa: E402
+from styleclip_rt.benchmarks.evaluate_methods import Ways  # noqa: E402
 from styleclip_rt.engines.errors import InputError  # noqa: E402
-from styleclip_rt.runtime.training import search  # noqa: E402
+from styleclip_rt.runtime.training import named, search  # noqa: E402
 from styleclip_rt.runtime.training.inputs import sample  # noqa: E402
+from styleclip_rt.runtime.training.named import NamedDirection  # noqa: E402
+from styleclip_rt.runtime.training.optimize_settings import OptimizeSettings  # noqa: E402
 from styleclip_rt.runtime.training.outcomes import ClipScorer, Outcome, Panel  # noqa: E402
 from styleclip_rt.runtime.training.pack import Pack, load_pack  # noqa: E402
+from styleclip_rt.runtime.training.publish import publish  # noqa: E402
 from styleclip_rt.runtime.training.subject import Edited, Faces, Moved, Subject  # noqa: E402
 from styleclip_rt.runtime.training.texts import TextPair  # noqa: E402
 
@@ -158,7 +163,7 @@ def test_no_edit_changes_nothing(subject: Subject, clip: ClipScorer, prompts: li
 def test_comparison_lists_what_it_cannot_do(pack: Pack, clip: ClipScorer, faces: Faces) -> None:
     found = evaluate_methods.prompts_of(pack, ["glasses", "hat"])
     subject = Subject(pack, evaluate_methods.scorer_of(pack, found, clip))
-    report = evaluate.compare(subject, found, ("global", "mapper"), faces, clip)
+    report = evaluate.compare(subject, found, Ways(("global", "mapper")), faces, clip)
     assert [(row["prompt"], row["method"]) for row in report.rows] == [
         ("glasses", "global"),
         ("glasses", "mapper"),
@@ -176,7 +181,7 @@ def test_a_prompt_that_every_face_follows_is_left_out(
 ) -> None:
     wearing = faces.take(np.flatnonzero(~subject.scorer.lacking(faces.labels, "glasses")))
     assert len(wearing) > 0
-    report = evaluate.compare(subject, prompts[:1], ("global",), wearing, clip)
+    report = evaluate.compare(subject, prompts[:1], Ways(("global",)), wearing, clip)
     assert not report.rows
     assert "show the target already" in report.left_out["glasses"]
 
@@ -191,13 +196,71 @@ def test_torgb_rows_make_a_second_table(subject: Subject, prompts: list) -> None
     assert not both[evaluate_methods.CONV].directions[torgb.offset].any()
     assert np.array_equal(both[evaluate_methods.CONV].directions, subject.directions)
     assert np.array_equal(both["global"].directions, table)
-    found, _ = evaluate_methods.edits_of(subject.with_directions(table), prompts[0], ("global",))
+    found, _ = evaluate_methods.edits_of(subject.with_directions(table), prompts[0], Ways(("global",)))
     assert [edit.method for edit in found] == ["global", evaluate_methods.CONV]
+
+
+def test_a_named_direction_is_served_as_edit_serves_it(
+    pack: Pack, prompts: list, clip: ClipScorer, tmp_path: Path, faces: Faces
+) -> None:
+    size = pack.layout.style_channels
+    ramp = torch.linspace(-1, 1, size)
+    plain = NamedDirection("plain", 0.1 * torch.ones(size), None, {"method": "ganspace", "alpha": 2.0})
+    texted = NamedDirection("texted", ramp, ramp, {"method": "gradient", "alpha": 3.0, "beta": 0.5})
+    mine = Pack(publish(pack, tmp_path / "mine", named.components([plain, texted])))
+    subject = Subject(mine, evaluate_methods.scorer_of(mine, prompts, clip))
+    found, reasons = evaluate_methods.edits_of(subject, prompts[0], Ways(("direction",)))
+    assert not reasons
+    assert [(edit.method, edit.alpha, edit.settings["beta"]) for edit in found] == [
+        ("direction/plain", 2.0, None),
+        ("direction/texted", 3.0, 0.5),
+    ]
+    moved = found[1].move(faces, 2.0).s - faces.s
+    wanted = torch.where(ramp.abs() >= 0.5, ramp, 0.0)
+    assert torch.allclose(moved, (2 * wanted).expand_as(moved), atol=1e-4)
+    assert found[1].settings["channels"] == int((ramp.abs() >= 0.5).sum())
+    assert torch.allclose(found[0].move(faces, 1.0).s - faces.s, torch.tensor(0.1), atol=1e-4)
+    one = Ways(("direction",), directions=("plain",), alphas=(1.0, -2.0))
+    assert [edit.label for edit in evaluate_methods.edits_of(subject, prompts[0], one)[0]] == [
+        "direction/plain, alpha 1",
+        "direction/plain, alpha -2",
+    ]
+    curve = evaluate.curves(subject, prompts[:1], one, faces.take(np.arange(2)))
+    assert [row["alpha"] for row in curve] == list(
+        evaluate.ALPHA_FACTORS
+    )  # one curve a direction, from its first alpha
+    none = evaluate_methods.edits_of(Subject(pack, subject.scorer), prompts[0], Ways(("direction",)))[1]
+    assert "no named direction" in none["glasses, direction"]
+
+
+def test_optimisation_may_see_fewer_faces_than_the_others(
+    subject: Subject, clip: ClipScorer, prompts: list, faces: Faces, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def still(pack: Pack, w: torch.Tensor, asked: str, settings: OptimizeSettings, neutral: str) -> list:
+        seen.append(settings.steps)
+        return [SimpleNamespace(s=s[None], w=x[None]) for s, x in zip(subject.generator.styles(w), w, strict=True)]
+
+    monkeypatch.setattr(evaluate_methods, "optimize", still)
+    ways = Ways(("global", "optimize"), presets=("default", "published"), optimize_faces=3)
+    report = evaluate.compare(subject, prompts[:1], ways, faces, clip)
+    few = subject.lacking("glasses", faces.take(np.arange(3)))
+    every = subject.lacking("glasses", faces)
+    assert 0 < len(few) < len(every)
+    assert [(row["method"], row["faces"], row["of"]) for row in report.rows] == [
+        ("global", len(every), 6),
+        ("optimize", len(few), 3),
+        ("optimize (published)", len(few), 3),
+    ]
+    assert seen == [60, 300]
+    assert all(row["seconds_per_face"] > 0 for row in report.rows)
+    assert list(report.sheet)[-1] == "glasses: optimize (published)"
 
 
 def test_curves_run_over_alpha_beta_and_strength(subject: Subject, prompts: list, faces: Faces) -> None:
     few = faces.take(np.arange(4))
-    rows = evaluate.curves(subject, prompts[:1], ("global", "mapper", "optimize"), few)
+    rows = evaluate.curves(subject, prompts[:1], Ways(("global", "mapper", "optimize")), few)
     betas = {row["beta"] for row in rows if row["method"] == "global"}
     assert betas <= {min(1.0, round(prompts[0].beta * factor, 4)) for factor in evaluate.BETA_FACTORS}
     assert len(betas) >= 3  # two that move the same number of channels are one curve
@@ -243,7 +306,7 @@ def test_times_are_ratios_within_a_round(
 ) -> None:
     laps = iter([1.0, 3.0, 8.0, 2.0, 1.0, 5.0])  # rounds: global mapper | mapper global | global mapper
     monkeypatch.setattr(evaluate_times, "_seconds", lambda call: next(laps))
-    rows = evaluate_times.edit_times(subject, prompts[0], ("global", "mapper"), faces, rounds=3)
+    rows = evaluate_times.edit_times(subject, prompts[0], Ways(("global", "mapper")), faces, rounds=3)
     assert [(row["method"], row["ratio"], row["median_ms"]) for row in rows] == [
         ("global", 1.0, 1000.0),
         ("mapper", 4.0, 5000.0),
@@ -252,7 +315,7 @@ def test_times_are_ratios_within_a_round(
 
 
 def test_without_the_unit_there_are_no_times(subject: Subject, prompts: list, faces: Faces) -> None:
-    assert evaluate_times.measure(subject, prompts, ("mapper",), faces) == []
+    assert evaluate_times.measure(subject, prompts, Ways(("mapper",)), faces) == []
 
 
 # Recommended settings -------------------------------------------------------------------------------------------------
@@ -344,10 +407,18 @@ def test_settings_are_merged_into_the_pack(pack: Pack, prompts: list, tmp_path: 
     assert changed[1] == prompts[1]
 
 
-def test_the_better_table_is_the_one_of_more_merit() -> None:
+def test_notes_say_where_torgb_channels_do_harm_and_where_there_are_none(subject: Subject) -> None:
     entries = {
         "a": {"merit": {"global": 0.9, "global (conv)": 0.5}},
         "b": {"merit": {"global": 0.5, "global (conv)": 0.7}},
     }
-    assert evaluate_recommend.better_table(entries) == "global"
-    assert evaluate_recommend.better_table({"a": {"merit": {"global": 0.9}}}) is None
+    (advice,) = evaluate_recommend.table_notes(subject, {"a": {"merit": {"global": 0.9}}})
+    assert "--channels all" in advice
+    table = subject.directions.copy()
+    torgb = next(layer for layer in subject.generator.style_layers if layer.kind != "conv")
+    table[torgb.offset] = table[0]
+    both = subject.with_directions(table)
+    (harm,) = evaluate_recommend.table_notes(both, entries)
+    assert "b (0.70 against 0.50)" in harm
+    assert "a (" not in harm
+    assert evaluate_recommend.table_notes(both, {"a": entries["a"]}) == []

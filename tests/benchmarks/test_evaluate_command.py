@@ -172,7 +172,7 @@ def test_a_pack_without_judge_and_prompts_is_judged_by_its_clip(pack: Pack, tmp_
 
 def test_optimisation_stands_beside_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     full = evaluate_methods.settings_for
-    monkeypatch.setattr(evaluate_methods, "settings_for", lambda pack, steps=None: full(pack, steps=30))
+    monkeypatch.setattr(evaluate_methods, "settings_for", lambda pack, preset=None: full(pack, preset, steps=30))
     arguments = ("--prompt", "glasses", "--faces", "3", "--no-curves", "--out", str(tmp_path), "--times", "none")
     code, output = run(*arguments)
     assert code == 0, output
@@ -183,3 +183,16 @@ def test_optimisation_stands_beside_the_others(tmp_path: Path, monkeypatch: pyte
     assert (found["alpha"], found["beta"], found["steps"]) == ("", "", "30")
     assert float(found["delta_w"]) > 0
     assert float(found["clip_gain"]) > 0.05
+
+
+def test_what_named_directions_and_presets_cannot_be(tmp_path: Path) -> None:
+    out = ("--out", str(tmp_path / "out"), "--dry-run")
+    assert "expected" not in run("--preset", "published", *out)[1]
+    for arguments, message in (
+        (("--direction", "nose"), "no direction 'nose'"),
+        (("--alpha", "2"), "give --direction NAME with it"),
+        (("--preset", "quick"), "no preset 'quick'"),
+    ):
+        code, output = run(*arguments, *out)
+        assert code != 0
+        assert message in output

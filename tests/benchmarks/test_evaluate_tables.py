@@ -61,6 +61,12 @@ def test_means_are_over_the_prompts_that_every_method_follows(tmp_path: Path) ->
     assert len(cells(TABLES["evaluate-methods"](tmp_path))) == 5
 
 
+def test_rows_say_on_how_many_of_how_many_faces_they_rest(tmp_path: Path) -> None:
+    rows = [{**row("a", "global", 0.8, 0.04), "of": 200}, {**row("a", "optimize", 0.7, 0.04), "of": 40}]
+    found = cells(TABLES["evaluate-methods"](write(tmp_path, "", rows)))
+    assert [(line[1], line[2]) for line in found] == [("global", "30 of 200"), ("optimize", "30 of 40")]
+
+
 def test_the_best_within_a_budget_of_change(tmp_path: Path) -> None:
     keys = ("prompt", "method", "alpha", "beta", "success", "others_changed", "identity_cosine")
     points = [(1.0, 0.5, 0.01, 0.9), (2.0, 0.8, 0.04, 0.9), (3.0, 0.8, 0.05, 0.95), (4.0, 1.0, 0.3, 0.5)]
@@ -73,6 +79,7 @@ def test_the_best_within_a_budget_of_change(tmp_path: Path) -> None:
 def test_times_stand_beside_the_paper_s(tmp_path: Path) -> None:
     common = {"median_ms": 3, "rounds": 5, "machine": "a machine", "torch": "2.9", "date": "2026-01-01"}
     measured = [("picture", "global", 1.0, ""), ("picture", "optimize", 412.3, ""),
+                ("picture", "optimize (published)", 900.0, ""),
                 ("training for a text", "mapper", 123456.0, "6 of 300 steps")]  # fmt: skip
     rows = [{**dict(zip(("what", "method", "ratio", "slice"), part, strict=True)), **common} for part in measured]
     table = TABLES["evaluate-times"](write(tmp_path, "-times", rows))
@@ -81,6 +88,7 @@ def test_times_stand_beside_the_paper_s(tmp_path: Path) -> None:
     )
     found = {line[0]: line[1:] for line in cells(table)}
     assert found["optimize"] == ["", "", "412", "", "", "98 s", "1,360"]
+    assert found["optimize (published)"] == ["", "", "900", "", "", "", ""]
     assert found["mapper"][:3] == ["", "123,000", ""]
     assert found["global"] == ["", "", "1", "4 h", "", "72 ms", "1"]
     assert "3 ms" not in table  # a CPU's milliseconds are no figure for a document

@@ -134,6 +134,16 @@ def test_suggested_beta_always_leaves_a_channel(seed, scale):
     assert np.count_nonzero(np.abs(r) >= beta) >= 1
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-4])
+def test_beta_keeping_keeps_a_fraction_of_what_moves_on_any_scale(scale):
+    r = np.concatenate([np.zeros(40), scale * np.random.default_rng(2).permutation(np.linspace(-1, 0.99, 160))])
+    for fraction, wanted in ((1 / 16, 10), (0.5, 80), (0.0, 1)):
+        beta = edits.beta_keeping(r, fraction)
+        assert np.count_nonzero(np.abs(r) >= beta) in (wanted, wanted + 1)  # cut to three digits
+    with pytest.raises(InputError, match="every relevance is zero"):
+        edits.beta_keeping(np.zeros(3), 0.5)
+
+
 def test_suggested_beta_of_a_dead_prompt_is_an_error():
     with pytest.raises(InputError, match="relevance is zero"):
         edits.suggested_beta(np.zeros(5))

@@ -12,25 +12,22 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from styleclip_rt.benchmarks.gradient_times import without
 from styleclip_rt.engines.errors import PackError
 from styleclip_rt.runtime import edits
 from styleclip_rt.runtime.cli import cli
 from styleclip_rt.runtime.training import gradient_run, named
+from styleclip_rt.runtime.training.directions import conv_channels
 from styleclip_rt.runtime.training.gradient import GradientRecipe
 from styleclip_rt.runtime.training.gradient_run import GradientRequest, make_plan, step_of, train_gradient
 from styleclip_rt.runtime.training.pack import load_pack
-from styleclip_rt.runtime.training.pack_writer import PackWriter
 
 SMALL = GradientRecipe(images=2, components=2, random=1)
 
 
-def bare(folder: Path, *without: str) -> Path:
+def bare(folder: Path, *components: str) -> Path:
     """The shipped pack less some components."""
-    base = load_pack("toyfaces")
-    writer = PackWriter(folder / "bare", "bare", base=base.path)
-    for name in without:
-        del writer.components[name]
-    return writer.publish()
+    return without(load_pack("toyfaces"), folder / "bare", *components)
 
 
 def run(*arguments: str) -> Result:
@@ -67,8 +64,21 @@ def test_the_step_is_the_runtime_s_edit_of_the_relevance(made: tuple[Path, dict[
     for beta in (0.0, 0.1, 0.2):
         one = np.ones((1,), np.float64)
         wanted = edits.direction(direction.relevance.double().numpy()[:, None], one, beta, sigma.numpy())
-        np.testing.assert_allclose(step_of(direction.relevance, sigma, beta).numpy(), wanted, atol=1e-6)
-    assert torch.allclose(direction.delta_s, step_of(direction.relevance, sigma, 0.0))
+        np.testing.assert_allclose(direction.step(beta)[0].numpy(), wanted, atol=1e-6)
+    assert torch.allclose(direction.delta_s, step_of(direction.relevance, sigma))
+
+
+def test_beta_is_chosen_for_the_gradients_and_not_the_pack_s(made: tuple[Path, dict[str, Any]]) -> None:
+    pack = load_pack(made[0] / "out")
+    direction, own = named.read(pack, "specs"), pack.prompts["glasses"]["beta"]
+    assert direction.config["beta"] != own
+    kept = int(np.count_nonzero(direction.step()[0].numpy()))
+    rows = len(conv_channels(pack.layout))
+    assert round(rows / 12) <= kept <= rows / 12 + 3  # the threshold is cut to three digits
+    assert made[1]["channels_moved"] == kept
+    assert made[1]["beta"] == direction.config["beta"]
+    assert direction.alpha == pack.prompts["glasses"]["alpha"]
+    assert direction.config["spread"] == SMALL.spread > 0
 
 
 def test_the_preview_is_a_sheet(made: tuple[Path, dict[str, Any]]) -> None:
@@ -92,7 +102,7 @@ def test_dry_run_writes_nothing(tmp_path: Path) -> None:
     result = run("--out", str(tmp_path / "out"), "--dry-run", "--json")
     record = json.loads(result.stdout)
     assert record["component"] == "directions"
-    assert record["passes"] == 32 * 513
+    assert record["passes"] == 64 * 513
     assert not (tmp_path / "out").exists()
 
 
