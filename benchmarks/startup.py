@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,16 @@ finally:
 _PEAK = re.compile(r"^peak_rss_mib=(\d+)$", re.MULTILINE)
 
 
-def measure(options: Options, record: Record, progress: Progress) -> None:
-    """Rows of every extra that was asked for, on each of the project's engines; failures go to `left_out`."""
-    engines: list[str | None] = [name for name in options.engines if name in ENGINE_NAMES]
+def measure(options: Options, engines: Sequence[str], record: Record, progress: Progress) -> None:
+    """Rows of every extra that was asked for on each of `engines`; failures go to `left_out`.
+
+    Where no engine of the project was asked for, on the one that a user would get.
+    """
+    named: list[str | None] = list(engines)
+    if not set(options.engines) & set(ENGINE_NAMES):
+        named = [None]
     for extra in options.extras:
-        for engine in engines or [None]:
+        for engine in named:
             label = ENGINE_NAMES.get(engine or "", "default engine")
             progress(f"{extra}: {label}")
             try:

@@ -16,7 +16,7 @@ from .scenarios import SCENARIOS
 
 Rows = Sequence[dict[str, Any]]
 NOT_YET = "Not measured yet: `{command}` on such a machine writes the CSV.\n"
-NAMED = ("torch", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt")
+NAMED = ("torch", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx")
 COMMANDS = {
     "cpu": "styleclip-rt bench --device cpu --size 1024 --width full",
     "cuda": "styleclip-rt bench --device cuda --size 1024 --width full",

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from styleclip_rt.benchmarks import plan as plans
 from styleclip_rt.benchmarks import remote, run, startup
 from styleclip_rt.benchmarks.machine import environment, slug, stem
 from styleclip_rt.benchmarks.network import NetworkSpec
@@ -25,6 +26,7 @@ from styleclip_rt.benchmarks.samples import Alternating
 from styleclip_rt.benchmarks.subjects import SubjectSpec
 from styleclip_rt.benchmarks.workload import Workload, accuracy, read_workload
 from styleclip_rt.engines.errors import BundleError, EngineError, InputError, MissingDependency
+from styleclip_rt.engines.select import BackendStatus
 
 ORT = SubjectSpec("ONNX Runtime", "engine", "edit", library="onnxruntime")
 OPTIONS = Options(engines=("onnxruntime",), tasks=("synthesize", "edit"), extras=(), batches=(1, 2), seconds=0.1,
@@ -261,6 +263,44 @@ def test_an_unknown_engine_is_named() -> None:
         make_plan(Options(engines=("trt",)))
 
 
+def rows_of_probe(**usable: bool):
+    """What `probe` would say: every engine on its devices, each usable or not as named."""
+    places = {"onnxruntime": ("cpu", "cuda"), "onnxruntime_tensorrt": ("cuda",), "openvino": ("cpu",),
+              "tensorrt": ("cuda",)}  # fmt: skip
+    return lambda: [
+        BackendStatus(name.replace("_", "-"), device, True, "1.0", usable[name], "" if usable[name] else f"no {name}")
+        for name, devices in places.items()
+        for device in devices
+    ]
+
+
+def test_tensorrt_is_measured_where_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    usable = {"onnxruntime": True, "onnxruntime_tensorrt": True, "openvino": True, "tensorrt": True}
+    monkeypatch.setattr(plans, "probe", rows_of_probe(**usable))
+    plan = make_plan(Options(device="cuda", engines=tuple(plans.ENGINE_NAMES), precisions=("fp32", "fp16")))
+    for task in ("synthesize", "edit"):
+        libraries = [(spec.library, spec.precision) for spec in plan.subjects[task] if spec.kind == "engine"]
+        assert ("tensorrt", "fp32") in libraries
+        assert ("onnxruntime-tensorrt", "fp16") in libraries
+        assert len(libraries) == 6
+        assert {spec.name for spec in plan.subjects[task]} >= {"TensorRT", "ONNX Runtime, TensorRT provider"}
+    assert plan.engines == ("onnxruntime", "onnxruntime-tensorrt", "tensorrt")
+    assert plan.left_out["OpenVINO"] == "runs on cpu only; this run is on cuda"
+
+
+def test_an_engine_that_cannot_run_is_left_out_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    usable = {"onnxruntime": True, "onnxruntime_tensorrt": False, "openvino": False, "tensorrt": False}
+    monkeypatch.setattr(plans, "probe", rows_of_probe(**usable))
+    on_cuda = make_plan(Options(device="cuda", engines=tuple(plans.ENGINE_NAMES), tasks=("edit",)))
+    assert [spec.library for spec in on_cuda.subjects["edit"] if spec.kind == "engine"] == ["onnxruntime"]
+    assert on_cuda.left_out["TensorRT"] == "no tensorrt"
+    on_cpu = make_plan(Options(engines=("onnxruntime", "openvino", "tensorrt"), tasks=("edit",)))
+    assert [spec.library for spec in on_cpu.subjects["edit"] if spec.kind == "engine"] == ["onnxruntime"]
+    assert on_cpu.left_out["TensorRT"] == "runs on cuda only; this run is on cpu"
+    assert on_cpu.left_out["OpenVINO"] == "no openvino"
+    assert "ONNX Runtime, TensorRT provider" not in on_cpu.left_out, "nobody asked for it"
+
+
 # Start-up ---------------------------------------------------------------------------------------------------------
 
 
@@ -281,7 +321,7 @@ def test_cold_start_stages_and_sliders_have_rows() -> None:
 def test_a_command_that_fails_is_left_out_with_its_last_line() -> None:
     record = Record({}, {}, {})
     options = Options(engines=("onnxruntime",), extras=("stages",), bundle="nowhere", editing_calls=1)
-    startup.measure(options, record, lambda text: None)
+    startup.measure(options, options.engines, record, lambda text: None)
     assert record.rows == []
     assert "no bundle 'nowhere'" in record.left_out["stages, ONNX Runtime"]
 
