@@ -74,7 +74,7 @@ def measuring_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--compiled/--no-compiled", default=True, help="With torch.compile and AOTInductor, or without."),
         click.option("--batch", "batches", type=Batches(), default="1,2,4,8", show_default=True, help="Batch sizes."),
         click.option("--stage", "extras", type=Words(EXTRAS), default=",".join(EXTRAS), show_default=True,
-                     help="Besides the network: stages of an edit, slider by prompt, cold start."),
+                     help="Besides the network: stages of an edit, slider by prompt, cold start, opening."),
         click.option("--scenario", "scenarios", type=Words(SCENARIOS), default=",".join(SCENARIOS), show_default=True),
         click.option("--task", "tasks", type=Words(TASKS), default=",".join(TASKS), show_default=True),
         click.option("--engines", type=Words(ENGINES), default=",".join(ENGINES), show_default=True,

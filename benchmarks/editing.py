@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from ..engines.bundle import open_bundle
 from ..runtime.editor import Editor
 from ..runtime.prompts import TextEncoder, resolve
 from ..runtime.steps import plan
@@ -25,8 +24,8 @@ from .worker import private_stdout
 
 Rows = list[dict[str, Any]]
 ALPHAS = (-3.0, -1.0, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0)
-OPENINGS = 10
-"""Times that a bundle is opened with every graph loaded; an engine that compiles takes seconds for each."""
+LOAD_EDIT, LOAD_ALL = "open and load the edit", "open and load every graph"
+OPENING_STEPS = ("open", LOAD_EDIT, LOAD_ALL)
 
 
 def laps_of(steps: dict[str, Callable[[], object]], calls: int) -> dict[str, Latencies]:
@@ -100,28 +99,18 @@ def _endless(values: Iterable[float]) -> Iterable[float]:
         yield from values
 
 
-def opening(bundle: str, device: str, engine: str | None, calls: int) -> Rows:
-    """Opening the bundle, and every graph of it loaded; the first time (cold caches of this process) is `first_ms`."""
-    path = find_bundle(bundle).path
+def opening(bundle: str, device: str, engine: str | None, step: str) -> Rows:
+    """One step of opening a bundle, for the first time in this process: its libraries are loaded in this time too.
 
-    def load_all() -> None:
-        with open_bundle(path, device, engine) as opened:
-            for graph in opened.graphs:
-                opened.engine(graph)
-
-    steps: dict[str, Callable[[], object]] = {
-        "open": lambda: open_bundle(path, device, engine).close(),
-        "open and load every graph": load_all,
-    }
-    rows, openings = [], min(calls, OPENINGS)
-    for name, step in steps.items():
-        start = time.perf_counter()
-        step()
-        first = 1e3 * (time.perf_counter() - start)
-        rows.append(
-            {"kind": "opening", "name": name, "first_ms": first, **laps_of({name: step}, openings)[name].columns()}
-        )
-    return rows
+    step: of `OPENING_STEPS`. The edit is the graph `edit_global`, one session ready for its first run.
+    """
+    start = time.perf_counter()
+    with Editor.open(bundle, device=device, engine=engine) as editor:
+        wanted: dict[str, tuple[str, ...]] = {LOAD_EDIT: ("edit_global",), LOAD_ALL: editor.bundle.graphs}
+        for graph in wanted.get(step, ()):
+            editor.bundle.engine(graph)
+        elapsed = 1e3 * (time.perf_counter() - start)
+    return [{"kind": "opening", "name": step, "p50_ms": elapsed}]
 
 
 def main() -> None:
@@ -129,7 +118,7 @@ def main() -> None:
     answers, request = private_stdout(), json.loads(sys.argv[1])
     bundle, device, engine, calls = (request[key] for key in ("bundle", "device", "engine", "calls"))
     if request["what"] == "opening":
-        rows = opening(bundle, device, engine, calls)
+        rows = opening(bundle, device, engine, request["step"])
     else:
         with Editor.open(bundle, device=device, engine=engine) as editor:
             rows = {"stages": stages, "sliders": sliders}[request["what"]](editor, calls)

@@ -29,7 +29,7 @@ ENGINE_NAMES = {
 """The project's engines, as rows call them."""
 ENGINES = (*ENGINE_NAMES, "aotinductor", "torch")
 TASKS = ("synthesize", "edit", "slider")
-EXTRAS = ("stages", "sliders", "cold")
+EXTRAS = ("stages", "sliders", "cold", "opening")
 MAX_AUTOTUNE = "max-autotune"
 
 
@@ -54,7 +54,7 @@ class Options:
         patience_s: a subject that takes longer to answer is stopped.
         compiled: include torch.compile and AOTInductor, which take minutes to build at full size.
         bundle: what the extras edit with.
-        cold_runs: fresh processes of the command `edit`.
+        cold_runs: fresh processes of the command `edit`, and of each step of opening.
         editing_calls: calls of each stage and slider.
     """
 

@@ -8,13 +8,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..engines.errors import EngineError
 from ..engines.manifest import read_manifest
 from ..runtime.store import find_bundle
+from .editing import OPENING_STEPS
 from .plan import ENGINE_NAMES, Options
 from .records import Record, Row
 from .remote import environment
@@ -43,15 +44,25 @@ def measure(options: Options, engines: Sequence[str], record: Record, progress: 
         named = [None]
     for extra in options.extras:
         for engine in named:
-            label = ENGINE_NAMES.get(engine or "", "default engine")
-            progress(f"{extra}: {label}")
-            try:
-                rows = cold(options, engine) if extra == "cold" else child(options, extra, engine)
-            except EngineError as error:
-                record.left_out[f"{extra}, {label}"] = str(error)
-                continue
-            for row in rows:
-                record.add({"device": options.device, "batch": 1, "role": "engine", "task": label, **row})
+            task = ENGINE_NAMES.get(engine or "", "default engine")
+            for name, rows in parts(options, extra, engine):
+                progress(f"{name}: {task}")
+                try:
+                    for row in rows:
+                        record.add({"device": options.device, "batch": 1, "role": "engine", "task": task, **row})
+                except EngineError as error:
+                    record.left_out[f"{name}, {task}"] = str(error)
+
+
+def parts(options: Options, extra: str, engine: str | None) -> Iterator[tuple[str, Iterator[Row]]]:
+    """What an extra consists of: (name, rows), each by itself, so that one that fails takes no other with it."""
+    if extra == "cold":
+        yield extra, cold(options, engine)
+    elif extra == "opening":
+        for step in OPENING_STEPS:
+            yield f"{extra} ({step})", opening(options, engine, step)
+    else:
+        yield extra, child(options, extra, engine)
 
 
 def resolution(bundle: str) -> int:
@@ -59,29 +70,58 @@ def resolution(bundle: str) -> int:
     return int(read_manifest(find_bundle(bundle).path).raw["model"]["resolution"])
 
 
-def cold(options: Options, engine: str | None) -> list[Row]:
+def cold(options: Options, engine: str | None) -> Iterator[Row]:
     """The command `edit` in a fresh process, again and again: wall time with start-up, and its peak memory."""
     with tempfile.TemporaryDirectory(prefix="styleclip-rt-cold-") as folder:
         out = Path(folder) / "edit.png"
         arguments = ["edit", "sample", "--bundle", options.bundle, "--device", options.device, "--out", str(out)]
         arguments += ["--engine", engine] if engine else []
         peak = _PEAK.search(_run([sys.executable, "-c", PEAK, *arguments], options))
-        latencies = Latencies()
-        for _ in range(options.cold_runs):
+
+        def once() -> float:
             out.unlink(missing_ok=True)
             start = time.perf_counter()
             _run([sys.executable, "-m", "styleclip_rt", *arguments], options)
-            latencies.ms.append(1e3 * (time.perf_counter() - start))
-    row = {"kind": "cold", "name": "edit", **latencies.columns(), "peak_rss_mib": int(peak[1]) if peak else None}
-    return [row, *child(options, "opening", engine)]
+            return 1e3 * (time.perf_counter() - start)
+
+        known = {"kind": "cold", "name": "edit", "peak_rss_mib": int(peak[1]) if peak else None}
+        yield from repeated(known, options.cold_runs, once)
 
 
-def child(options: Options, what: str, engine: str | None) -> list[Row]:
+def opening(options: Options, engine: str | None, step: str) -> Iterator[Row]:
+    """One step of opening the bundle, each time in a fresh process; its start and imports are not in the time."""
+    peaks: list[int] = []
+
+    def once() -> float:
+        (row,) = child(options, "opening", engine, step)
+        peaks.append(row["peak_rss_mib"] or 0)
+        return float(row["p50_ms"])
+
+    for row in repeated({"kind": "opening", "name": step}, options.cold_runs, once):
+        yield row | {"peak_rss_mib": max(peaks) or None}
+
+
+def repeated(known: Row, runs: int, once: Callable[[], float]) -> Iterator[Row]:
+    """One row of `runs` times in ms; where a run fails, the row of those before it, and then the error."""
+    latencies, failure = Latencies(), None
+    for _ in range(runs):
+        try:
+            latencies.ms.append(once())
+        except EngineError as error:
+            failure = EngineError(f"run {len(latencies.ms) + 1} of {runs}: {error}")
+            break
+    if latencies.ms:
+        yield known | latencies.columns()
+    if failure is not None:
+        raise failure
+
+
+def child(options: Options, what: str, engine: str | None, step: str = "") -> Iterator[Row]:
     """Rows that `editing` measures in a process of its own."""
     request: dict[str, Any] = {"what": what, "bundle": options.bundle, "device": options.device, "engine": engine}
-    request["calls"] = options.editing_calls
+    request |= {"calls": options.editing_calls, "step": step}
     out = _run([sys.executable, "-m", f"{__package__}.editing", json.dumps(request)], options, text_of="stdout")
-    return list(json.loads(out)["rows"])
+    yield from json.loads(out)["rows"]
 
 
 def _run(command: list[str], options: Options, text_of: str = "stderr") -> str:

@@ -10,7 +10,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -305,7 +307,7 @@ def test_an_engine_that_cannot_run_is_left_out_with_its_reason(monkeypatch: pyte
 
 
 def test_cold_start_stages_and_sliders_have_rows() -> None:
-    options = Options(engines=("onnxruntime",), tasks=(), cold_runs=1, editing_calls=1)
+    options = Options(engines=("onnxruntime",), tasks=(), cold_runs=2, editing_calls=1)
     found = run.bench(NetworkSpec(pack="toyfaces"), options)
     assert found.left_out == {"PyTorch": "not asked for"} or found.left_out == {}
     kinds = {row["kind"] for row in found.rows}
@@ -315,6 +317,10 @@ def test_cold_start_stages_and_sliders_have_rows() -> None:
     cold = next(row for row in found.rows if row["kind"] == "cold")
     assert cold["peak_rss_mib"] > 40
     assert cold["p50_ms"] > 100
+    opening = {row["name"]: row for row in found.rows if row["kind"] == "opening"}
+    assert list(opening) == ["open", "open and load the edit", "open and load every graph"]
+    assert all(row["samples"] == 2 and row["peak_rss_mib"] > 40 for row in opening.values())
+    assert opening["open"]["p50_ms"] < opening["open and load every graph"]["p50_ms"]
     assert all(row["gain"] > 0 for row in found.rows if row["kind"] == "slider")
 
 
@@ -324,6 +330,44 @@ def test_a_command_that_fails_is_left_out_with_its_last_line() -> None:
     startup.measure(options, options.engines, record, lambda text: None)
     assert record.rows == []
     assert "no bundle 'nowhere'" in record.left_out["stages, ONNX Runtime"]
+
+
+def fail_at(monkeypatch: pytest.MonkeyPatch, fails: Callable[[list[str]], bool]) -> None:
+    """Processes of the extras are not started; those that `fails` picks by their command time out."""
+
+    def stand_in(command: list[str], options: Options, text_of: str = "stderr") -> str:
+        if fails(command):
+            raise EngineError("stopped after 600 s")
+        if text_of == "stdout":
+            return json.dumps({"rows": [{"kind": "opening", "p50_ms": 5.0, "peak_rss_mib": 70}]})
+        return "peak_rss_mib=80\n"
+
+    monkeypatch.setattr(startup, "_run", stand_in)
+
+
+def extras_record(**options: Any) -> Record:
+    record = Record({}, {}, {})
+    given = Options(engines=("onnxruntime",), cold_runs=3, **options)
+    startup.measure(given, given.engines, record, lambda text: None)
+    return record
+
+
+def test_an_opening_that_times_out_leaves_the_cold_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_at(monkeypatch, lambda command: "every graph" in command[-1])
+    record = extras_record(extras=("cold", "opening"))
+    found = [(row["kind"], row["name"], row["samples"], row["peak_rss_mib"]) for row in record.rows]
+    openings = [("opening", name, 3, 70) for name in ("open", "open and load the edit")]
+    assert found == [("cold", "edit", 3, 80), *openings]
+    reason = "run 1 of 3: stopped after 600 s"
+    assert record.left_out == {"opening (open and load every graph), ONNX Runtime": reason}
+
+
+def test_runs_that_were_done_before_one_timed_out_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = itertools.count()
+    fail_at(monkeypatch, lambda command: next(calls) == 3)  # one for the memory, then the third of three
+    record = extras_record(extras=("cold",))
+    assert [(row["kind"], row["samples"]) for row in record.rows] == [("cold", 2)]
+    assert record.left_out == {"cold, ONNX Runtime": "run 3 of 3: stopped after 600 s"}
 
 
 def test_peak_memory_is_this_process_s_own() -> None:
