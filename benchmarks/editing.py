@@ -17,15 +17,19 @@ import numpy as np
 from ..runtime.editor import Editor
 from ..runtime.prompts import TextEncoder, resolve
 from ..runtime.steps import plan
-from ..runtime.store import find_bundle, sample_portrait
+from ..runtime.store import sample_portrait
 from .memory import peak_rss_mib
+from .plan import LOAD_ALL, LOAD_EDIT
 from .samples import Latencies
 from .worker import private_stdout
+from .workload import accuracy
 
 Rows = list[dict[str, Any]]
 ALPHAS = (-3.0, -1.0, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0)
-LOAD_EDIT, LOAD_ALL = "open and load the edit", "open and load every graph"
-OPENING_STEPS = ("open", LOAD_EDIT, LOAD_ALL)
+NEGLIGIBLE = (0.02,)
+"""Shares of a direction's squared length that a slider may leave out; see `Editor.slider`."""
+WHOLE = "first layer"
+"""Where a step starts that repeats the whole synthesis."""
 
 
 def laps_of(steps: dict[str, Callable[[], object]], calls: int) -> dict[str, Latencies]:
@@ -70,14 +74,19 @@ def stages(editor: Editor, calls: int) -> Rows:
 
 
 def sliders(editor: Editor, calls: int) -> Rows:
-    """A slider's step against a whole edit from the same latents, by prompt; `gain` is how many times faster."""
+    """A slider's step against a whole edit from the same latents, by prompt, exactly and with each of `NEGLIGIBLE`."""
     w = editor.invert(editor.photo(sample_portrait()))
-    return [row for name in editor.model.prompts for row in slider_rows(editor, w, name, calls)]
+    shares = (0.0, *NEGLIGIBLE)
+    return [slider_row(editor, w, name, share, calls) for name in editor.model.prompts for share in shares]
 
 
-def slider_rows(editor: Editor, w: Any, prompt: str, calls: int) -> Rows:
-    """One prompt: its first moved layer, and the two medians in turns."""
-    slider = editor.slider(w, prompt)
+def slider_row(editor: Editor, w: Any, prompt: str, negligible: float, calls: int) -> dict[str, Any]:
+    """One prompt: the layer that a step starts from, and the two medians in turns; `gain` is how many times faster.
+
+    negligible: share of the direction's squared length that is left out; what that does to the picture is `psnr_db`
+    against the exact step at the prompt's recommended strength.
+    """
+    slider = editor.slider(w, prompt, negligible=negligible)
     slider.at(1.0)
     order = iter(_endless(ALPHAS))
     laps = laps_of(
@@ -88,10 +97,13 @@ def slider_rows(editor: Editor, w: Any, prompt: str, calls: int) -> Rows:
         calls,
     )
     gain = float(np.median(np.array(laps["edit"].ms) / np.array(laps["step"].ms)))
-    start = "whole synthesis" if slider.cut is None else f"from {slider.cut.layer}"
-    columns = laps["step"].columns()
-    note = f"{start}, {slider.saved:.0%} of the multiply-adds not repeated; {len(slider.channels)} channels"
-    return [{"kind": "slider", **columns, "name": prompt, "gain": gain, "note": note}]
+    start = WHOLE if slider.cut is None else slider.cut.layer
+    row = {"kind": "slider", "name": prompt, **laps["step"].columns(), "gain": gain, "start": start}
+    row["saved"] = float(slider.saved)
+    if negligible:
+        rough, exact = (np.asarray(made.at(slider.step.alpha))[None] for made in (slider, editor.slider(w, prompt)))
+        row |= {"name": f"{prompt}, negligible {negligible:g}", "negligible": negligible, **accuracy(rough, exact)}
+    return row
 
 
 def _endless(values: Iterable[float]) -> Iterable[float]:
@@ -102,7 +114,7 @@ def _endless(values: Iterable[float]) -> Iterable[float]:
 def opening(bundle: str, device: str, engine: str | None, step: str) -> Rows:
     """One step of opening a bundle, for the first time in this process: its libraries are loaded in this time too.
 
-    step: of `OPENING_STEPS`. The edit is the graph `edit_global`, one session ready for its first run.
+    step: of `plan.OPENING_STEPS`; the edit is the graph `edit_global`.
     """
     start = time.perf_counter()
     with Editor.open(bundle, device=device, engine=engine) as editor:

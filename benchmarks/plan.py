@@ -30,6 +30,9 @@ ENGINE_NAMES = {
 ENGINES = (*ENGINE_NAMES, "aotinductor", "torch")
 TASKS = ("synthesize", "edit", "slider")
 EXTRAS = ("stages", "sliders", "cold", "opening")
+LOAD_EDIT, LOAD_ALL = "open and load the edit", "open and load every graph"
+OPENING_STEPS = ("open", LOAD_EDIT, LOAD_ALL)
+"""Of a bundle, each in a fresh process; the edit is one session, ready for its first run."""
 MAX_AUTOTUNE = "max-autotune"
 
 

@@ -9,14 +9,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from ..engines.errors import EngineError
 from ..engines.manifest import read_manifest
 from ..runtime.store import find_bundle
-from .editing import OPENING_STEPS
-from .plan import ENGINE_NAMES, Options
+from .network import NetworkSpec
+from .plan import ENGINE_NAMES, OPENING_STEPS, Options
+from .random_bundle import NAME
 from .records import Record, Row
 from .remote import environment
 from .samples import Latencies
@@ -34,24 +37,50 @@ finally:
 _PEAK = re.compile(r"^peak_rss_mib=(\d+)$", re.MULTILINE)
 
 
-def measure(options: Options, engines: Sequence[str], record: Record, progress: Progress) -> None:
+def measure(
+    network: NetworkSpec, options: Options, engines: Sequence[str], record: Record, progress: Progress
+) -> None:
     """Rows of every extra that was asked for on each of `engines`; failures go to `left_out`.
 
-    Where no engine of the project was asked for, on the one that a user would get.
+    Where no engine of the project was asked for, on the one that a user would get. A network of random weights has its
+    opening measured on a bundle that is written for it; all else is measured on the bundle of `options`.
     """
     named: list[str | None] = list(engines)
     if not set(options.engines) & set(ENGINE_NAMES):
         named = [None]
     for extra in options.extras:
-        for engine in named:
-            task = ENGINE_NAMES.get(engine or "", "default engine")
-            for name, rows in parts(options, extra, engine):
-                progress(f"{name}: {task}")
-                try:
-                    for row in rows:
-                        record.add({"device": options.device, "batch": 1, "role": "engine", "task": task, **row})
-                except EngineError as error:
-                    record.left_out[f"{name}, {task}"] = str(error)
+        try:
+            with bundle_of(network, options, extra, progress) as bundle:
+                for engine in named:
+                    measure_extra(replace(options, bundle=bundle), extra, engine, record, progress)
+        except EngineError as error:  # of the bundle; an engine's own are caught where it is measured
+            record.left_out[extra] = str(error)
+
+
+def measure_extra(options: Options, extra: str, engine: str | None, record: Record, progress: Progress) -> None:
+    """Rows of one extra on one engine."""
+    task = ENGINE_NAMES.get(engine or "", "default engine")
+    for name, rows in parts(options, extra, engine):
+        progress(f"{name}: {task}")
+        try:
+            for row in rows:
+                record.add({"device": options.device, "batch": 1, "role": "engine", "task": task, **row})
+        except EngineError as error:
+            record.left_out[f"{name}, {task}"] = str(error)
+
+
+@contextmanager
+def bundle_of(network: NetworkSpec, options: Options, extra: str, progress: Progress) -> Iterator[str]:
+    """The bundle that an extra is measured on; one of random weights is written, and removed in the end."""
+    if extra != "opening" or network.pack is not None:
+        yield options.bundle
+        return
+    progress(f"{extra}: write a bundle of {network.label}")
+    with tempfile.TemporaryDirectory(prefix="styleclip-rt-random-") as parent:
+        folder = Path(parent) / NAME
+        request = json.dumps({"folder": str(folder), "network": asdict(network)})
+        _run([sys.executable, "-m", f"{__package__}.random_bundle", request], options)
+        yield str(folder)
 
 
 def parts(options: Options, extra: str, engine: str | None) -> Iterator[tuple[str, Iterator[Row]]]:
@@ -65,9 +94,15 @@ def parts(options: Options, extra: str, engine: str | None) -> Iterator[tuple[st
         yield extra, child(options, extra, engine)
 
 
-def resolution(bundle: str) -> int:
-    """Pixels of a bundle's pictures; BundleError if there is no such bundle."""
-    return int(read_manifest(find_bundle(bundle).path).raw["model"]["resolution"])
+def about(network: NetworkSpec, options: Options) -> dict[str, Any]:
+    """What a run of extras alone is about: the network whose opening it measures, else the bundle.
+
+    BundleError if there is no such bundle.
+    """
+    if "opening" in options.extras and network.pack is None:
+        return {"network": network.label, "size": network.size}
+    manifest = read_manifest(find_bundle(options.bundle).path).raw
+    return {"network": f"bundle {options.bundle}", "size": int(manifest["model"]["resolution"])}
 
 
 def cold(options: Options, engine: str | None) -> Iterator[Row]:
