@@ -19,15 +19,16 @@ from ..runtime.prompts import TextEncoder, resolve
 from ..runtime.steps import plan
 from ..runtime.store import sample_portrait
 from .memory import peak_rss_mib
-from .plan import LOAD_ALL, LOAD_EDIT
+from .plan import COLOUR_PROMPTS, LOAD_ALL, LOAD_EDIT
 from .samples import Latencies
 from .worker import private_stdout
 from .workload import accuracy
 
 Rows = list[dict[str, Any]]
 ALPHAS = (-3.0, -1.0, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0)
-NEGLIGIBLE = (0.02,)
-"""Shares of a direction's squared length that a slider may leave out; see `Editor.slider`."""
+NEGLIGIBLE = (0.02, 0.8)
+"""Shares of a direction's squared length that a slider may leave out (see `Editor.slider`): a usual one, and one as the
+colour prompts of toyfaces need it to start higher."""
 WHOLE = "first layer"
 """Where a step starts that repeats the whole synthesis."""
 
@@ -74,10 +75,14 @@ def stages(editor: Editor, calls: int) -> Rows:
 
 
 def sliders(editor: Editor, calls: int) -> Rows:
-    """A slider's step against a whole edit from the same latents, by prompt, exactly and with each of `NEGLIGIBLE`."""
+    """A slider's step against a whole edit from the same latents, by prompt; colour prompts also with `NEGLIGIBLE`."""
     w = editor.invert(editor.photo(sample_portrait()))
-    shares = (0.0, *NEGLIGIBLE)
-    return [slider_row(editor, w, name, share, calls) for name in editor.model.prompts for share in shares]
+    wanted = [
+        (name, share)
+        for name in editor.model.prompts
+        for share in (0.0, *(NEGLIGIBLE if name in COLOUR_PROMPTS else ()))
+    ]
+    return [slider_row(editor, w, name, share, calls) for name, share in wanted]
 
 
 def slider_row(editor: Editor, w: Any, prompt: str, negligible: float, calls: int) -> dict[str, Any]:

@@ -30,6 +30,8 @@ ENGINE_NAMES = {
 ENGINES = (*ENGINE_NAMES, "aotinductor", "torch")
 TASKS = ("synthesize", "edit", "slider")
 EXTRAS = ("stages", "sliders", "cold", "opening")
+COLOUR_PROMPTS = ("purple-hair", "blond-hair", "grey-hair", "lipstick")
+"""Prompts that a slider is also measured with under a share that may be left out."""
 LOAD_EDIT, LOAD_ALL = "open and load the edit", "open and load every graph"
 OPENING_STEPS = ("open", LOAD_EDIT, LOAD_ALL)
 """Of a bundle, each in a fresh process; the edit is one session, ready for its first run."""

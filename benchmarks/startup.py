@@ -37,9 +37,7 @@ finally:
 _PEAK = re.compile(r"^peak_rss_mib=(\d+)$", re.MULTILINE)
 
 
-def measure(
-    network: NetworkSpec, options: Options, engines: Sequence[str], record: Record, progress: Progress
-) -> None:
+def measure(network: NetworkSpec, options: Options, engines: Sequence[str], record: Record, progress: Progress) -> None:
     """Rows of every extra that was asked for on each of `engines`; failures go to `left_out`.
 
     Where no engine of the project was asked for, on the one that a user would get. A network of random weights has its

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .plan import LOAD_EDIT, OPENING_STEPS
+from .plan import COLOUR_PROMPTS, LOAD_EDIT, OPENING_STEPS
 from .records import COLUMNS, Record, cell, read_rows
 from .report_text import markdown
 from .scenarios import SCENARIOS
@@ -19,7 +19,7 @@ Rows = Sequence[dict[str, Any]]
 OPENING_BAR_S = 3.0
 """The longest that a 1024 px bundle may take until it can edit."""
 SLIDER_BAR = 1.6
-COLOUR_PROMPTS = ("purple-hair", "blond-hair", "grey-hair", "lipstick")
+EQUAL_DB = 200.0
 NOT_YET = "Not measured yet: `{command}` on such a machine writes the CSV.\n"
 NAMED = ("torch", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx")
 COMMANDS = {
@@ -163,7 +163,7 @@ def slider_verdict(rows: Rows) -> str:
         met = sum(gain >= SLIDER_BAR for gain in gains)
         word = "met" if met == len(gains) else "not met" if met == 0 else f"met by {met} of {len(gains)} rows"
         worst = min((float(r["psnr_db"]) for r in mine if r["psnr_db"]), default=None)
-        near = "" if worst is None else f", PSNR {quality(str(worst))} dB or more"
+        near = "" if worst is None else ", equal pictures" if worst >= EQUAL_DB else f", PSNR {worst:.1f} dB or more"
         steps = f"With negligible {share}" if share else "Exact steps"
         said.append(f"{steps}: {word} ({min(gains):.2f} to {max(gains):.2f}{near}).")
     return " ".join(said) if found else "No colour prompt was measured."
@@ -237,7 +237,7 @@ def ms(value: str) -> str:
 
 def quality(value: str) -> str:
     """PSNR; pictures that are equal level by level say so."""
-    return "" if not value else "equal" if float(value) >= 200 else f"{float(value):.1f}"
+    return "" if not value else "equal" if float(value) >= EQUAL_DB else f"{float(value):.1f}"
 
 
 BENCH_TABLES: dict[str, Callable[[Path], str]] = {

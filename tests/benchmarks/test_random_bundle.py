@@ -12,13 +12,13 @@ import pytest
 pytest.importorskip("torch", reason="a bundle of random weights is written with torch")
 pytest.importorskip("onnx", reason="a bundle of random weights is written with onnx")
 
-from styleclip_rt.benchmarks import run, startup  # noqa: E402
-from styleclip_rt.benchmarks.network import NetworkSpec  # noqa: E402
-from styleclip_rt.benchmarks.plan import OPENING_STEPS, Options  # noqa: E402
-from styleclip_rt.benchmarks.random_bundle import GRAPHS, write_random_bundle  # noqa: E402
-from styleclip_rt.benchmarks.records import Record  # noqa: E402
-from styleclip_rt.engines.errors import InputError  # noqa: E402
-from styleclip_rt.runtime.editor import Editor  # noqa: E402
+from styleclip_rt.benchmarks import run, startup
+from styleclip_rt.benchmarks.network import NetworkSpec
+from styleclip_rt.benchmarks.plan import OPENING_STEPS, Options
+from styleclip_rt.benchmarks.random_bundle import GRAPHS, write_random_bundle
+from styleclip_rt.benchmarks.records import Record
+from styleclip_rt.engines.errors import InputError
+from styleclip_rt.runtime.editor import Editor
 
 SMALL = NetworkSpec(size=32, width="sixteenth")
 OPTIONS = Options(engines=("onnxruntime",), tasks=(), extras=("opening",), cold_runs=1)
