@@ -25,7 +25,7 @@ from styleclip_rt.benchmarks.plan import ORIGINAL, Options, Plan, make_plan
 from styleclip_rt.benchmarks.records import COLUMNS, Record, read_rows
 from styleclip_rt.benchmarks.remote import Worker
 from styleclip_rt.benchmarks.samples import Alternating
-from styleclip_rt.benchmarks.subjects import SubjectSpec
+from styleclip_rt.benchmarks.subjects import SubjectSpec, make_subject
 from styleclip_rt.benchmarks.workload import Workload, accuracy, read_workload
 from styleclip_rt.engines.errors import BundleError, EngineError, InputError, MissingDependency
 from styleclip_rt.engines.select import BackendStatus
@@ -159,6 +159,17 @@ def test_a_subject_that_takes_too_long_is_stopped(workload: Workload) -> None:
             worker.ask("time", calls=1_000_000)
         with pytest.raises(EngineError, match="its process has ended"):
             worker.ask("time", calls=1)
+
+
+def test_the_parts_of_an_engine_s_run_are_medians(workload: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = make_subject(ORT, workload)
+    subject.feed(2)
+    assert subject.split_ms(3) == {}, "on the CPU there is nothing to tell apart"
+    laps = iter([{"h2d_ms": 1.0, "compute_ms": ms, "d2h_ms": 2.0} for ms in (30.0, 10.0, 20.0)])
+    batches: list[int] = []
+    monkeypatch.setattr(subject.engine, "split_ms", lambda feeds: (batches.append(len(feeds["w"])), next(laps))[1])
+    assert subject.split_ms(3) == {"h2d_ms": 1.0, "compute_ms": 20.0, "d2h_ms": 2.0}
+    assert batches == [2, 2, 2]
 
 
 def test_threads_are_set_for_every_library() -> None:
