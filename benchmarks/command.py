@@ -74,7 +74,7 @@ def measuring_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--compiled/--no-compiled", default=True, help="With torch.compile and AOTInductor, or without."),
         click.option("--batch", "batches", type=Batches(), default="1,2,4,8", show_default=True, help="Batch sizes."),
         click.option("--stage", "extras", type=Words(EXTRAS), default=",".join(EXTRAS), show_default=True,
-                     help="Besides the network: stages of an edit, slider by prompt, cold start."),
+                     help="Besides the network: stages of an edit, slider by prompt, cold start, opening."),
         click.option("--scenario", "scenarios", type=Words(SCENARIOS), default=",".join(SCENARIOS), show_default=True),
         click.option("--task", "tasks", type=Words(TASKS), default=",".join(TASKS), show_default=True),
         click.option("--engines", type=Words(ENGINES), default=",".join(ENGINES), show_default=True,
@@ -200,9 +200,10 @@ def draw(record: Record, table: Path) -> list[Path]:
 
 @bench.command(
     "compare",
-    help="""Compare two runs: speed-ups over the original of each run, or times with --absolute.
+    help="""Compare two runs with the same options: speed-ups over the original of each run, or times with --absolute.
 
-    Exit code 1 where a row of NEW is slower than in OLD by more than the threshold.
+    Exit code 1 where a row of NEW is slower or takes more memory than in OLD by more than the threshold, is less
+    accurate, keeps its latency bound no more, or is gone.
 
     \b
     Examples:
@@ -213,7 +214,7 @@ def draw(record: Record, table: Path) -> list[Path]:
 @click.argument("old", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("new", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--threshold", type=click.FloatRange(0, 1000), default=10, show_default=True, metavar="PERCENT",
-              help="Slower by more than this is a regression.")  # fmt: skip
+              help="Slower or larger by more than this is a regression.")  # fmt: skip
 @click.option("--absolute", is_flag=True, help="Compare times: only for two runs on the same quiet machine.")
 @json_option
 def compare_command(old: Path, new: Path, threshold: float, absolute: bool, as_json: bool) -> None:
@@ -225,4 +226,4 @@ def compare_command(old: Path, new: Path, threshold: float, absolute: bool, as_j
         print_json(result.as_json())
     else:
         click.echo(result.as_text())
-    sys.exit(1 if result.regressions else 0)
+    sys.exit(1 if result.worse else 0)

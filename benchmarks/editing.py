@@ -14,19 +14,23 @@ from typing import Any
 
 import numpy as np
 
-from ..engines.bundle import open_bundle
 from ..runtime.editor import Editor
 from ..runtime.prompts import TextEncoder, resolve
 from ..runtime.steps import plan
-from ..runtime.store import find_bundle, sample_portrait
+from ..runtime.store import sample_portrait
 from .memory import peak_rss_mib
+from .plan import COLOUR_PROMPTS, LOAD_ALL, LOAD_EDIT
 from .samples import Latencies
 from .worker import private_stdout
+from .workload import accuracy
 
 Rows = list[dict[str, Any]]
 ALPHAS = (-3.0, -1.0, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0)
-OPENINGS = 10
-"""Times that a bundle is opened with every graph loaded; an engine that compiles takes seconds for each."""
+NEGLIGIBLE = (0.02, 0.8)
+"""Shares of a direction's squared length that a slider may leave out (see `Editor.slider`): a usual one, and one as the
+colour prompts of toyfaces need it to start higher."""
+WHOLE = "first layer"
+"""Where a step starts that repeats the whole synthesis."""
 
 
 def laps_of(steps: dict[str, Callable[[], object]], calls: int) -> dict[str, Latencies]:
@@ -71,14 +75,23 @@ def stages(editor: Editor, calls: int) -> Rows:
 
 
 def sliders(editor: Editor, calls: int) -> Rows:
-    """A slider's step against a whole edit from the same latents, by prompt; `gain` is how many times faster."""
+    """A slider's step against a whole edit from the same latents, by prompt; colour prompts also with `NEGLIGIBLE`."""
     w = editor.invert(editor.photo(sample_portrait()))
-    return [row for name in editor.model.prompts for row in slider_rows(editor, w, name, calls)]
+    wanted = [
+        (name, share)
+        for name in editor.model.prompts
+        for share in (0.0, *(NEGLIGIBLE if name in COLOUR_PROMPTS else ()))
+    ]
+    return [slider_row(editor, w, name, share, calls) for name, share in wanted]
 
 
-def slider_rows(editor: Editor, w: Any, prompt: str, calls: int) -> Rows:
-    """One prompt: its first moved layer, and the two medians in turns."""
-    slider = editor.slider(w, prompt)
+def slider_row(editor: Editor, w: Any, prompt: str, negligible: float, calls: int) -> dict[str, Any]:
+    """One prompt: the layer that a step starts from, and the two medians in turns; `gain` is how many times faster.
+
+    negligible: share of the direction's squared length that is left out; what that does to the picture is `psnr_db`
+    against the exact step at the prompt's recommended strength.
+    """
+    slider = editor.slider(w, prompt, negligible=negligible)
     slider.at(1.0)
     order = iter(_endless(ALPHAS))
     laps = laps_of(
@@ -89,10 +102,13 @@ def slider_rows(editor: Editor, w: Any, prompt: str, calls: int) -> Rows:
         calls,
     )
     gain = float(np.median(np.array(laps["edit"].ms) / np.array(laps["step"].ms)))
-    start = "whole synthesis" if slider.cut is None else f"from {slider.cut.layer}"
-    columns = laps["step"].columns()
-    note = f"{start}, {slider.saved:.0%} of the multiply-adds not repeated; {len(slider.channels)} channels"
-    return [{"kind": "slider", **columns, "name": prompt, "gain": gain, "note": note}]
+    start = WHOLE if slider.cut is None else slider.cut.layer
+    row = {"kind": "slider", "name": prompt, **laps["step"].columns(), "gain": gain, "start": start}
+    row["saved"] = float(slider.saved)
+    if negligible:
+        rough, exact = (np.asarray(made.at(slider.step.alpha))[None] for made in (slider, editor.slider(w, prompt)))
+        row |= {"name": f"{prompt}, negligible {negligible:g}", "negligible": negligible, **accuracy(rough, exact)}
+    return row
 
 
 def _endless(values: Iterable[float]) -> Iterable[float]:
@@ -100,28 +116,18 @@ def _endless(values: Iterable[float]) -> Iterable[float]:
         yield from values
 
 
-def opening(bundle: str, device: str, engine: str | None, calls: int) -> Rows:
-    """Opening the bundle, and every graph of it loaded; the first time (cold caches of this process) is `first_ms`."""
-    path = find_bundle(bundle).path
+def opening(bundle: str, device: str, engine: str | None, step: str) -> Rows:
+    """One step of opening a bundle, for the first time in this process: its libraries are loaded in this time too.
 
-    def load_all() -> None:
-        with open_bundle(path, device, engine) as opened:
-            for graph in opened.graphs:
-                opened.engine(graph)
-
-    steps: dict[str, Callable[[], object]] = {
-        "open": lambda: open_bundle(path, device, engine).close(),
-        "open and load every graph": load_all,
-    }
-    rows, openings = [], min(calls, OPENINGS)
-    for name, step in steps.items():
-        start = time.perf_counter()
-        step()
-        first = 1e3 * (time.perf_counter() - start)
-        rows.append(
-            {"kind": "opening", "name": name, "first_ms": first, **laps_of({name: step}, openings)[name].columns()}
-        )
-    return rows
+    step: of `plan.OPENING_STEPS`; the edit is the graph `edit_global`.
+    """
+    start = time.perf_counter()
+    with Editor.open(bundle, device=device, engine=engine) as editor:
+        wanted: dict[str, tuple[str, ...]] = {LOAD_EDIT: ("edit_global",), LOAD_ALL: editor.bundle.graphs}
+        for graph in wanted.get(step, ()):
+            editor.bundle.engine(graph)
+        elapsed = 1e3 * (time.perf_counter() - start)
+    return [{"kind": "opening", "name": step, "p50_ms": elapsed}]
 
 
 def main() -> None:
@@ -129,7 +135,7 @@ def main() -> None:
     answers, request = private_stdout(), json.loads(sys.argv[1])
     bundle, device, engine, calls = (request[key] for key in ("bundle", "device", "engine", "calls"))
     if request["what"] == "opening":
-        rows = opening(bundle, device, engine, calls)
+        rows = opening(bundle, device, engine, request["step"])
     else:
         with Editor.open(bundle, device=device, engine=engine) as editor:
             rows = {"stages": stages, "sliders": sliders}[request["what"]](editor, calls)

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..engines.errors import EngineError, MissingDependency
 from .samples import PERCENTILES, minimum_samples
-from .scenarios import BOUND_FACTOR, Request
+from .scenarios import BOUND_FACTOR, LOADS, Request
 
 NAMES = {"singlestream": "SingleStream", "server": "Server", "offline": "Offline"}
 _SUMMARY = "mlperf_log_summary.txt"
@@ -22,8 +22,11 @@ _RATE = re.compile(
 _RESULT = re.compile(r"^Result is\s*:\s*(\w+)", re.MULTILINE)
 
 
-def drive(call: Callable[[], object], request: Request, median_ms: float, folder: Path) -> dict[str, Any]:
-    """Run one scenario in LoadGen on `call` (one query) and read its summary; its logs go to `folder`.
+def drive(call: Callable[[], object], request: Request, median_ms: float, folder: Path) -> list[dict[str, Any]]:
+    """Rows of one scenario in LoadGen on `call` (one query); its logs go to `folder`.
+
+    Server is run at rising shares of what a single stream serves, as by the own timer (`scenarios.server`), until
+    LoadGen says that a rate is not valid.
 
     median_ms: what a call takes, from which LoadGen plans its run.
 
@@ -31,9 +34,24 @@ def drive(call: Callable[[], object], request: Request, median_ms: float, folder
         MissingDependency: mlcommons-loadgen is not installed.
         EngineError: a call raised, or LoadGen wrote no summary.
     """
+    if request.scenario != "server":
+        return [_drive(call, request, median_ms, folder)]
+    rows: list[dict[str, Any]] = []
+    for load in LOADS:
+        given = {"load": load, "rate_per_s": load * 1e3 / median_ms, "bound_ms": _bound(request, median_ms)}
+        rows.append(_drive(call, request, median_ms, folder / f"{load:g}", load) | given)
+        if not rows[-1]["valid"]:
+            break
+    return rows
+
+
+def _drive(
+    call: Callable[[], object], request: Request, median_ms: float, folder: Path, load: float = 1.0
+) -> dict[str, Any]:
+    """One run of LoadGen and its summary; `load`: Server's rate as a share of what a single stream serves."""
     library = _library()
     served = _Served(library, call)
-    tests = _settings(library, request, median_ms)
+    tests = _settings(library, request, median_ms, load)
     logs = library.LogSettings()
     logs.log_output.outdir, logs.log_output.copy_summary_to_stdout = str(folder), False
     logs.enable_trace = False
@@ -61,7 +79,12 @@ def _library() -> Any:
     return mlperf_loadgen
 
 
-def _settings(library: Any, request: Request, median_ms: float) -> Any:
+def _bound(request: Request, median_ms: float) -> float:
+    """The latency that Server must keep, in milliseconds."""
+    return request.bound_ms or BOUND_FACTOR * median_ms
+
+
+def _settings(library: Any, request: Request, median_ms: float, load: float) -> Any:
     """Enough queries for a p99 where `seconds` allow it, else for a p90, as early stopping asks."""
     tests = library.TestSettings()
     tests.scenario = getattr(library.TestScenario, NAMES[request.scenario])
@@ -73,8 +96,8 @@ def _settings(library: Any, request: Request, median_ms: float) -> Any:
     tests.min_query_count = minimum_samples(percentile)
     tests.single_stream_expected_latency_ns = int(median_ms * 1e6)
     tests.single_stream_target_latency_percentile = percentile / 100
-    tests.server_target_qps = 0.5 * rate
-    tests.server_target_latency_ns = int((request.bound_ms or BOUND_FACTOR * median_ms) * 1e6)
+    tests.server_target_qps = load * rate
+    tests.server_target_latency_ns = int(_bound(request, median_ms) * 1e6)
     tests.server_target_latency_percentile = percentile / 100
     tests.offline_expected_qps = rate * request.batch
     if request.scenario == "offline":

@@ -16,7 +16,7 @@ from ..engines.cpu import physical_cores
 from ..engines.driver import cuda_driver
 
 PACKAGES = ("styleclip-rt", "numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "torch", "triton", "tensorrt",
-            "mlcommons-loadgen")  # fmt: skip
+            "tensorrt-rtx", "mlcommons-loadgen")  # fmt: skip
 
 
 def processor_name() -> str:

@@ -20,10 +20,21 @@ STEP_NAMES = {
     "folded": "+ folded constants",
 }
 ORIGINAL = "original (eager)"
-ENGINES = ("onnxruntime", "openvino", "aotinductor", "torch")
+ENGINE_NAMES = {
+    "onnxruntime": "ONNX Runtime",
+    "onnxruntime-tensorrt": "ONNX Runtime, TensorRT provider",
+    "openvino": "OpenVINO",
+    "tensorrt": "TensorRT",
+}
+"""The project's engines, as rows call them."""
+ENGINES = (*ENGINE_NAMES, "aotinductor", "torch")
 TASKS = ("synthesize", "edit", "slider")
-EXTRAS = ("stages", "sliders", "cold")
-ENGINE_NAMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+EXTRAS = ("stages", "sliders", "cold", "opening")
+COLOUR_PROMPTS = ("purple-hair", "blond-hair", "grey-hair", "lipstick")
+"""Prompts that a slider is also measured with under a share that may be left out."""
+LOAD_EDIT, LOAD_ALL = "open and load the edit", "open and load every graph"
+OPENING_STEPS = ("open", LOAD_EDIT, LOAD_ALL)
+"""Of a bundle, each in a fresh process; the edit is one session, ready for its first run."""
 MAX_AUTOTUNE = "max-autotune"
 
 
@@ -48,7 +59,7 @@ class Options:
         patience_s: a subject that takes longer to answer is stopped.
         compiled: include torch.compile and AOTInductor, which take minutes to build at full size.
         bundle: what the extras edit with.
-        cold_runs: fresh processes of the command `edit`.
+        cold_runs: fresh processes of the command `edit`, and of each step of opening.
         editing_calls: calls of each stage and slider.
     """
 
@@ -74,11 +85,12 @@ class Options:
 
 @dataclass
 class Plan:
-    """Subjects by task, ceilings, and {what: why it is left out}."""
+    """Subjects by task, ceilings, {what: why it is left out}, and the project's engines that run here."""
 
     subjects: dict[str, list[SubjectSpec]] = field(default_factory=dict)
     ceilings: list[SubjectSpec] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
+    engines: tuple[str, ...] = ()
 
     @property
     def precisions(self) -> tuple[str, ...]:
@@ -95,10 +107,11 @@ def make_plan(options: Options) -> Plan:
     plan, torch_reason = Plan(), _torch_reason(options)
     if torch_reason:
         plan.left_out["PyTorch"] = torch_reason
+    plan.engines = usable_engines(options, plan.left_out)
     for task in options.tasks:
         found = [] if torch_reason or task == "slider" else torch_subjects(task, options)
-        plan.subjects[task] = found + engine_subjects("edit" if task == "slider" else task, options, plan.left_out)
-    plan.ceilings = ceilings(options, with_torch=not torch_reason)
+        plan.subjects[task] = found + engine_subjects("edit" if task == "slider" else task, options, plan.engines)
+    plan.ceilings = ceilings(options, plan.engines, with_torch=not torch_reason)
     return plan
 
 
@@ -135,18 +148,27 @@ def _compiled(spec: SubjectSpec, name: str, on_cuda: bool) -> SubjectSpec:
     return replace(spec, name=name, compiled=MAX_AUTOTUNE if on_cuda else "default")
 
 
-def engine_subjects(task: str, options: Options, left_out: dict[str, str]) -> list[SubjectSpec]:
-    """The project's engines that run on the device; the others go to `left_out` with their reason."""
+def usable_engines(options: Options, left_out: dict[str, str]) -> tuple[str, ...]:
+    """The asked engines of the project that run on the device; the others go to `left_out` with their reason."""
+    found, rows = [], probe()
+    for engine in (name for name in ENGINE_NAMES if name in options.engines):
+        places = {status.device: status for status in rows if status.name == engine}
+        status = places.get(options.device)
+        if status is not None and status.usable:
+            found.append(engine)
+        elif status is not None:
+            left_out[ENGINE_NAMES[engine]] = status.reason
+        else:
+            left_out[ENGINE_NAMES[engine]] = f"runs on {' and '.join(places)} only; this run is on {options.device}"
+    return tuple(found)
+
+
+def engine_subjects(task: str, options: Options, engines: Sequence[str]) -> list[SubjectSpec]:
+    """A task on the project's engines, in each precision that was asked for."""
     found = []
-    for status in probe():
-        if status.name not in options.engines or status.device != options.device:
-            continue
-        name = ENGINE_NAMES.get(status.name, status.name)
-        if not status.usable:
-            left_out[name] = status.reason
-            continue
-        one = SubjectSpec(name, "engine", task, options.device, status.name, threads=options.threads)
-        typed = replace(one, name=f"{name}, typed FP16", precision="fp16")
+    for engine in engines:
+        one = SubjectSpec(ENGINE_NAMES[engine], "engine", task, options.device, engine, threads=options.threads)
+        typed = replace(one, name=f"{one.name}, typed FP16", precision="fp16")
         found += [spec for spec in (one, typed) if spec.precision in options.precisions]
     return found
 
@@ -157,7 +179,7 @@ def slider_subjects(cuts: Sequence[str], engine: SubjectSpec) -> list[SubjectSpe
     return [replace(steps, name=f"{engine.name} from {cut}", cut=cut) for cut in cuts]
 
 
-def ceilings(options: Options, with_torch: bool) -> list[SubjectSpec]:
+def ceilings(options: Options, engines: Sequence[str], with_torch: bool) -> list[SubjectSpec]:
     """What this machine can do at most: matrix products through each library, and a copy."""
 
     def one(kind: str, library: str, precision: str = "fp32") -> SubjectSpec:
@@ -168,8 +190,7 @@ def ceilings(options: Options, with_torch: bool) -> list[SubjectSpec]:
 
     if options.device == "cuda":
         return [one("matmul", "torch"), one("matmul", "torch", "fp16"), one("copy", "torch")] if with_torch else []
-    usable = [s.name for s in probe() if s.usable and s.device == "cpu" and s.name in options.engines]
-    libraries = ["torch" if with_torch else "numpy", *usable]
+    libraries = ["torch" if with_torch else "numpy", *engines]
     return [*(one("matmul", library) for library in libraries), one("copy", "torch" if with_torch else "numpy")]
 
 

@@ -16,7 +16,8 @@ COLUMNS = (
     "kind", "task", "name", "role", "device", "precision", "batch", "samples", "p50_ms", "p90_ms", "p95_ms", "p99_ms",
     "min_ms", "mean_ms", "images_per_s", "speedup", "of_matmul", "of_copy", "gflop", "gbyte", "gflop_s", "gb_s",
     "psnr_db", "max_level_error", "start_s", "load_s", "first_ms", "h2d_ms", "compute_ms", "d2h_ms", "peak_rss_mib",
-    "peak_device_mib", "scenario", "load", "rate_per_s", "bound_ms", "valid", "judged_by", "gain", "note",
+    "peak_device_mib", "scenario", "load", "rate_per_s", "bound_ms", "valid", "judged_by", "gain", "start", "saved",
+    "negligible", "note",
 )  # fmt: skip
 KEY = ("kind", "task", "name", "device", "precision", "batch", "scenario", "load")
 """What makes a row the same row in another run."""
@@ -88,6 +89,7 @@ class Record:
         """Rows, latencies and reasons of an earlier run that this one does not have."""
         known = {key_of(row) for row in self.rows}
         self.rows = [row for row in before["rows"] if key_of(row) not in known] + self.rows
+        self.workload = before["workload"] | self.workload
         self.laps = before["laps_ms"] | self.laps
         self.left_out = before["left_out"] | self.left_out
 

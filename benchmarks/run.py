@@ -62,9 +62,10 @@ def bench(
     """
     plan = make_plan(options)
     if not options.tasks:
-        about = {"network": f"bundle {options.bundle}", "size": startup.resolution(options.bundle), "channels": {}}
+        about = startup.about(network, options)
         record = Record(environment(options.device, options.threads), about, asdict(options))
-        startup.measure(options, record, progress)
+        record.left_out |= plan.left_out
+        startup.measure(network, options, plan.engines, record, progress)
         return record
     progress("prepare")
     with prepared(network, max(8, *options.batches), plan.precisions) as folder:
@@ -77,7 +78,7 @@ def bench(
         for task in options.tasks:
             (measure_slider if task == "slider" else measure_task)(run, task)
             save(record)
-        startup.measure(options, record, progress)
+        startup.measure(network, options, plan.engines, record, progress)
     return record
 
 

@@ -10,17 +10,24 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from .plan import COLOUR_PROMPTS, LOAD_EDIT, OPENING_STEPS
 from .records import COLUMNS, Record, cell, read_rows
 from .report_text import markdown
 from .scenarios import SCENARIOS
 
 Rows = Sequence[dict[str, Any]]
+OPENING_BAR_S = 3.0
+"""The longest that a 1024 px bundle may take until it can edit."""
+SLIDER_BAR = 1.6
+EQUAL_DB = 200.0
 NOT_YET = "Not measured yet: `{command}` on such a machine writes the CSV.\n"
-NAMED = ("torch", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt")
+NAMED = ("torch", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx")
 COMMANDS = {
     "cpu": "styleclip-rt bench --device cpu --size 1024 --width full",
     "cuda": "styleclip-rt bench --device cuda --size 1024 --width full",
 }
+MORE_OPTIONS = {"opening": " --task none --stage opening"}
+"""Of the command that measures a kind of rows alone."""
 
 
 def newest(results: Path, device: str, size: int | None = None, kind: str = "latency") -> Path | None:
@@ -45,9 +52,11 @@ def from_newest(device: str, size: int | None, kind: str, make: Callable[[Rows, 
     def table(results: Path) -> str:
         path = newest(results, device, size, kind)
         if path is None:
-            return NOT_YET.format(command=COMMANDS[device] if size else COMMANDS[device].split(" --size")[0])
+            command = COMMANDS[device] if size else COMMANDS[device].split(" --size")[0]
+            return NOT_YET.format(command=command + MORE_OPTIONS.get(kind, ""))
         about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        head = caption(about["environment"], about["workload"], device == "cuda")
+        in_seconds = device == "cuda" or kind == "opening"
+        head = caption(about["environment"], about["workload"], in_seconds)
         return f"{head}\n\n{make(read_rows(path), device == 'cuda')}"
 
     return table
@@ -109,26 +118,71 @@ def batches(rows: Rows, times: bool) -> str:
     return markdown([unit, *(f"batch {size}" for size in sizes)], body) if body else "No rows of this kind.\n"
 
 
-def extras(kind: str, first: str) -> Callable[[Rows, bool], str]:
-    """Shares of the stages of an edit, or gains of the slider, one column for each engine."""
+def stages(rows: Rows, times: bool) -> str:
+    """Shares of the stages of an edit, one column for each engine."""
+    found = [r for r in rows if r["kind"] == "stage"]
+    engines, names = (list(dict.fromkeys(r[key] for r in found)) for key in ("task", "name"))
+    medians = {(r["name"], r["task"]): float(r["p50_ms"]) for r in found}
+    whole = {e: sum(ms for (n, of), ms in medians.items() if of == e and n != "text (cached)") for e in engines}
+    body = [
+        [name, *(f"{medians[name, e] / whole[e]:.1%}" if (name, e) in medians else "" for e in engines)]
+        for name in names
+    ]
+    return markdown(["stage of an edit", *engines], body) if body else "No rows of this kind.\n"
 
-    def table(rows: Rows, times: bool) -> str:
-        found = [r for r in rows if r["kind"] == kind]
-        engines, names = (list(dict.fromkeys(r[key] for r in found)) for key in ("task", "name"))
-        cells = {(r["name"], r["task"]): r for r in found}
-        body = [[name, *(one(cells, name, engine) for engine in engines)] for name in names]
-        return markdown([first, *engines], body) if body else "No rows of this kind.\n"
 
-    def one(cells: dict[tuple[str, str], dict[str, Any]], name: str, engine: str) -> str:
-        row = cells.get((name, engine))
-        if row is None:
-            return ""
-        if kind == "slider":
-            return f"{float(row['gain']):.2f}"
-        whole = sum(float(r["p50_ms"]) for (n, e), r in cells.items() if e == engine and n != "text (cached)")
-        return f"{float(row['p50_ms']) / whole:.1%}"
+def sliders(rows: Rows, times: bool) -> str:
+    """Steps of a slider by prompt, and the verdict on the bar."""
+    table = slider_gains(rows)
+    return f"{table}\n{slider_verdict(rows)}\n" if any(r["kind"] == "slider" for r in rows) else table
 
-    return table
+
+def slider_gains(rows: Rows) -> str:
+    """Where a step of a prompt starts, what it does not repeat, how many times faster than a whole edit it is."""
+    found = [r for r in rows if r["kind"] == "slider"]
+    engines = list(dict.fromkeys(r["task"] for r in found))
+    cells = {(r["name"], r["task"]): r for r in found}
+    first: dict[str, dict[str, Any]] = {}
+    for row in found:
+        first.setdefault(row["name"], row)  # where a step starts is the same for every engine
+    body = []
+    for name, row in first.items():
+        gains = [factor(cells[name, engine]["gain"]) if (name, engine) in cells else "" for engine in engines]
+        body.append([name, row.get("start") or "", percent(row.get("saved") or ""), *gains, quality(row["psnr_db"])])
+    header = ["prompt", "start", "not repeated", *(f"{engine}, times faster" for engine in engines), "PSNR (dB)"]
+    return markdown(header, body) if body else "No rows of this kind.\n"
+
+
+def slider_verdict(rows: Rows) -> str:
+    """Whether the steps of colour prompts meet their bar, exactly and with each share that may be left out."""
+    found = [r for r in rows if r["kind"] == "slider" and r["name"].split(",")[0] in COLOUR_PROMPTS]
+    said = [f"The bar for a colour prompt ({', '.join(COLOUR_PROMPTS)}) is {SLIDER_BAR:g} times a whole edit's speed."]
+    for share in dict.fromkeys(r.get("negligible") or "" for r in found):
+        mine = [r for r in found if (r.get("negligible") or "") == share]
+        gains = [float(r["gain"]) for r in mine]
+        met = sum(gain >= SLIDER_BAR for gain in gains)
+        word = "met" if met == len(gains) else "not met" if met == 0 else f"met by {met} of {len(gains)} rows"
+        worst = min((float(r["psnr_db"]) for r in mine if r["psnr_db"]), default=None)
+        near = "" if worst is None else ", equal pictures" if worst >= EQUAL_DB else f", PSNR {worst:.1f} dB or more"
+        steps = f"With negligible {share}" if share else "Exact steps"
+        said.append(f"{steps}: {word} ({min(gains):.2f} to {max(gains):.2f}{near}).")
+    return " ".join(said) if found else "No colour prompt was measured."
+
+
+def openings(rows: Rows, times: bool) -> str:
+    """Seconds of each step of opening, one column for each engine, and the verdict on the bar."""
+    found = [r for r in rows if r["kind"] == "opening"]
+    if not found:
+        return "No rows of this kind.\n"
+    engines = list(dict.fromkeys(r["task"] for r in found))
+    seconds = {(r["name"], r["task"]): float(r["p50_ms"]) / 1e3 for r in found}
+    body = [
+        [step, *(f"{seconds[step, e]:.2f}" if (step, e) in seconds else "" for e in engines)] for step in OPENING_STEPS
+    ]
+    edit = {engine: seconds[LOAD_EDIT, engine] for engine in engines if (LOAD_EDIT, engine) in seconds}
+    said = [f"{engine} {verdict(value <= OPENING_BAR_S)}" for engine, value in edit.items()]
+    bar = f"The bar for a bundle that can edit is {OPENING_BAR_S:g} s: {', '.join(said) or 'not measured'}."
+    return f"{markdown(['seconds', *engines], body)}\n{bar}\n"
 
 
 def slider_steps(rows: Rows, times: bool) -> str:
@@ -156,6 +210,11 @@ def scenarios(rows: Rows, times: bool) -> str:
     return markdown(header, body) if body else "No rows of this kind.\n"
 
 
+def verdict(met: bool) -> str:
+    """Whether a bar is met."""
+    return "meets it" if met else "does not meet it"
+
+
 def factor(value: str) -> str:
     """A speed-up."""
     return f"{float(value):.2f}" if value else ""
@@ -178,7 +237,7 @@ def ms(value: str) -> str:
 
 def quality(value: str) -> str:
     """PSNR; pictures that are equal level by level say so."""
-    return "" if not value else "equal" if float(value) >= 200 else f"{float(value):.1f}"
+    return "" if not value else "equal" if float(value) >= EQUAL_DB else f"{float(value):.1f}"
 
 
 BENCH_TABLES: dict[str, Callable[[Path], str]] = {
@@ -189,9 +248,10 @@ BENCH_TABLES: dict[str, Callable[[Path], str]] = {
         ("edit", 1024, "latency", latency("edit")),
         ("batches", 1024, "latency", batches),
         ("slider-steps", 1024, "slider-step", slider_steps),
+        ("opening", 1024, "opening", openings),
         ("scenarios", None, "scenario", scenarios),
-        ("stages", None, "stage", extras("stage", "stage of an edit")),
-        ("sliders", None, "slider", extras("slider", "prompt")),
+        ("stages", None, "stage", stages),
+        ("sliders", None, "slider", sliders),
     )
 }
 
@@ -211,9 +271,10 @@ def summary(record: Record) -> str:
     ]
     if any(row["kind"] == "latency" and row["batch"] != "1" for row in rows):
         parts.append(plain(batches(rows, times)))
-    parts += [
-        plain(extras(kind, kind)(rows, times)) for kind in ("stage", "slider") if any(r["kind"] == kind for r in rows)
-    ]
+    if any(row["kind"] == "stage" for row in rows):
+        parts.append(plain(stages(rows, times)))
+    if any(row["kind"] == "slider" for row in rows):
+        parts.append(f"{plain(slider_gains(rows))}\n{slider_verdict(rows)}")
     if any(row["kind"] == "slider-step" for row in rows):
         parts.append(f"a step of a slider\n{plain(slider_steps(rows, times))}")
     parts += [_single(row) for row in rows if row["kind"] in ("scenario", "cold", "opening")]

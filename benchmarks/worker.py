@@ -75,7 +75,7 @@ class Session:
         if not loadgen:
             return {"rows": run_scenario(self.subject.call, asked)}
         median = float(np.median(timed(self.subject.call, 1.0)))
-        return {"rows": [request | drive(self.subject.call, asked, median, Path(loadgen))]}
+        return {"rows": [request | row for row in drive(self.subject.call, asked, median, Path(loadgen))]}
 
     def _accuracy(self) -> dict[str, Any]:
         picture, expected = self.subject.picture(), self.workload.expected(self.subject.spec.task)

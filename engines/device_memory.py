@@ -134,9 +134,13 @@ class Cuda:
         """Block until all work of the stream is done; errors of that work come out here."""
         self.call("cuStreamSynchronize", stream)
 
-    def event(self) -> Any:
-        """A mark that streams can wait for."""
-        return self.call("cuEventCreate", _NO_TIMING)
+    def event(self, timing: bool = False) -> Any:
+        """A mark that streams can wait for; `timing`: one that `elapsed_ms` can take."""
+        return self.call("cuEventCreate", 0 if timing else _NO_TIMING)
+
+    def elapsed_ms(self, begin: Any, end: Any) -> float:
+        """Milliseconds between two marks that have passed."""
+        return float(self.call("cuEventElapsedTime", begin, end))
 
     def record(self, event: Any, stream: int) -> None:
         """Put the mark behind what the stream has now."""

@@ -13,6 +13,9 @@ import numpy as np
 from .errors import BundleError, EngineError, EngineUnavailable
 from .spec import GraphSpec, check_feeds, spec_differences
 
+PARTS = ("h2d_ms", "compute_ms", "d2h_ms")
+"""What a run on a device consists of, in this order."""
+
 
 class Engine(ABC):
     """A graph loaded on a backend.
@@ -55,6 +58,23 @@ class Engine(ABC):
         raise EngineUnavailable(
             f"the engine {self.backend!r} takes arrays on the host; use run(), or engine='tensorrt'."
         )
+
+    def split_ms(self, feeds: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Milliseconds of one run by its parts, a figure for each of `PARTS`: copies in, computation, copies out.
+
+        Empty where there is nothing to tell apart: on the CPU, and on engines that cannot.
+
+        Raises:
+            InputError: the feeds do not fit `spec`.
+            EngineError: the backend failed, or the engine is closed.
+        """
+        if self._closed:
+            raise self._closed_error()
+        return self._split_ms(check_feeds(self.spec, feeds))
+
+    def _split_ms(self, feeds: dict[str, np.ndarray]) -> dict[str, float]:
+        """As `_run`, for `split_ms`."""
+        return {}
 
     @abstractmethod
     def _run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -25,7 +25,7 @@ from .gate import gate_fault
 from .onnx_bytes import inline_weights
 from .ort import OrtEngine
 from .plan_cache import PlanCache, Refused
-from .session import Engine, agreed_spec, model_name
+from .session import PARTS, Engine, agreed_spec, model_name
 from .spec import GraphSpec, check_types, describe
 from .trt_plan import Plan
 from .trt_run import Pool
@@ -114,6 +114,15 @@ class TensorRtEngine(Engine):
                 return worker.run(feeds, batch)
             pieces = [worker.run(piece, size) for size, piece in _pieces(pool.plan, feeds, batch)]
         return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+
+    def _split_ms(self, feeds: dict[str, np.ndarray]) -> dict[str, float]:
+        """By events in the stream; empty for a batch that is run in pieces."""
+        pool = self._open_pool()
+        batch = _batch(pool.plan, {name: array.shape for name, array in feeds.items()})
+        if batch > max(1, pool.plan.largest):
+            return {}
+        with pool.worker() as worker:
+            return dict(zip(PARTS, worker.split(feeds, batch), strict=True))
 
     def run_device(
         self, feeds: Mapping[str, Any], outputs: Mapping[str, Any] | None = None, stream: Any = None

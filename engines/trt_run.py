@@ -12,6 +12,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -136,18 +137,46 @@ class HostSlot(Slot):
             raise
         self.views = {t.name: host_view(self.pinned[t.name], self.shapes[t.name], t.dtype) for t in self._tensors()}
 
-    def step(self, stream: int) -> None:
-        """Copies in, the run, copies out."""
+    def copies_in(self, stream: int) -> None:
+        """Put the copies of the feeds into the stream."""
         for tensor in self.plan.spec.inputs:
             self.cuda.copy_in(self.device[tensor.name], self.pinned[tensor.name], self.nbytes(tensor), stream)
-        self.execute(stream)
+
+    def copies_out(self, stream: int) -> None:
+        """Put the copies of the outputs into the stream."""
         for tensor in self.plan.spec.outputs:
             self.cuda.copy_out(self.pinned[tensor.name], self.device[tensor.name], self.nbytes(tensor), stream)
 
-    def run(self, feeds: dict[str, np.ndarray], stream: int) -> dict[str, np.ndarray]:
-        """Fresh arrays for checked feeds; blocks until they are there."""
+    def step(self, stream: int) -> None:
+        """Copies in, the run, copies out."""
+        self.copies_in(stream)
+        self.execute(stream)
+        self.copies_out(stream)
+
+    def fill(self, feeds: dict[str, np.ndarray]) -> None:
+        """Put checked feeds into the pinned memory."""
         for name, array in feeds.items():
             np.copyto(self.views[name], array)
+
+    def split(self, feeds: dict[str, np.ndarray], stream: int) -> tuple[float, ...]:
+        """Milliseconds of the copies in, the run and the copies out, by events in the stream; no graph is replayed."""
+        self.fill(feeds)
+        marks: list[Any] = []
+        try:
+            for part in (None, self.copies_in, self.execute, self.copies_out):
+                if part is not None:
+                    part(stream)
+                marks.append(self.cuda.event(timing=True))
+                self.cuda.record(marks[-1], stream)
+            self.cuda.wait(stream)
+            return tuple(self.cuda.elapsed_ms(begin, end) for begin, end in pairwise(marks))
+        finally:
+            for mark in marks:
+                self.cuda.free_event(mark)
+
+    def run(self, feeds: dict[str, np.ndarray], stream: int) -> dict[str, np.ndarray]:
+        """Fresh arrays for checked feeds; blocks until they are there."""
+        self.fill(feeds)
         self.go(stream)
         self.cuda.wait(stream)
         outputs = {tensor.name: self.views[tensor.name].copy() for tensor in self.plan.spec.outputs}
@@ -169,6 +198,12 @@ class Worker:
         with self._slot(HostSlot, ("host", batch), batch) as slot:
             assert isinstance(slot, HostSlot)  # by its key
             return slot.run(feeds, self.stream)
+
+    def split(self, feeds: dict[str, np.ndarray], batch: int) -> tuple[float, ...]:
+        """The parts of a run, host to host; see `HostSlot.split`."""
+        with self._slot(HostSlot, ("host", batch), batch) as slot:
+            assert isinstance(slot, HostSlot)  # by its key
+            return slot.split(feeds, self.stream)
 
     def run_device(self, addresses: Addresses, batch: int, stream: int, held: list[Any]) -> None:
         """Put a run over the caller's own memory into `stream`; `held` keeps that memory alive until the next run.

@@ -10,11 +10,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from styleclip_rt.benchmarks import plan as plans
 from styleclip_rt.benchmarks import remote, run, startup
 from styleclip_rt.benchmarks.machine import environment, slug, stem
 from styleclip_rt.benchmarks.network import NetworkSpec
@@ -22,11 +25,13 @@ from styleclip_rt.benchmarks.plan import ORIGINAL, Options, Plan, make_plan
 from styleclip_rt.benchmarks.records import COLUMNS, Record, read_rows
 from styleclip_rt.benchmarks.remote import Worker
 from styleclip_rt.benchmarks.samples import Alternating
-from styleclip_rt.benchmarks.subjects import SubjectSpec
+from styleclip_rt.benchmarks.subjects import SubjectSpec, make_subject
 from styleclip_rt.benchmarks.workload import Workload, accuracy, read_workload
 from styleclip_rt.engines.errors import BundleError, EngineError, InputError, MissingDependency
+from styleclip_rt.engines.select import BackendStatus
 
 ORT = SubjectSpec("ONNX Runtime", "engine", "edit", library="onnxruntime")
+TOYFACES = NetworkSpec(pack="toyfaces")
 OPTIONS = Options(engines=("onnxruntime",), tasks=("synthesize", "edit"), extras=(), batches=(1, 2), seconds=0.1,
                   rounds=2, scenario_seconds=0.2)  # fmt: skip
 
@@ -156,6 +161,17 @@ def test_a_subject_that_takes_too_long_is_stopped(workload: Workload) -> None:
             worker.ask("time", calls=1)
 
 
+def test_the_parts_of_an_engine_s_run_are_medians(workload: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = make_subject(ORT, workload)
+    subject.feed(2)
+    assert subject.split_ms(3) == {}, "on the CPU there is nothing to tell apart"
+    laps = iter([{"h2d_ms": 1.0, "compute_ms": ms, "d2h_ms": 2.0} for ms in (30.0, 10.0, 20.0)])
+    batches: list[int] = []
+    monkeypatch.setattr(subject.engine, "split_ms", lambda feeds: (batches.append(len(feeds["w"])), next(laps))[1])
+    assert subject.split_ms(3) == {"h2d_ms": 1.0, "compute_ms": 20.0, "d2h_ms": 2.0}
+    assert batches == [2, 2, 2]
+
+
 def test_threads_are_set_for_every_library() -> None:
     assert {remote.environment(3)[name] for name in ("OMP_NUM_THREADS", "STYLECLIP_RT_THREADS")} == {"3"}
     assert remote.environment(3)["PATH"] == os.environ["PATH"]
@@ -261,11 +277,49 @@ def test_an_unknown_engine_is_named() -> None:
         make_plan(Options(engines=("trt",)))
 
 
+def rows_of_probe(**usable: bool):
+    """What `probe` would say: every engine on its devices, each usable or not as named."""
+    places = {"onnxruntime": ("cpu", "cuda"), "onnxruntime_tensorrt": ("cuda",), "openvino": ("cpu",),
+              "tensorrt": ("cuda",)}  # fmt: skip
+    return lambda: [
+        BackendStatus(name.replace("_", "-"), device, True, "1.0", usable[name], "" if usable[name] else f"no {name}")
+        for name, devices in places.items()
+        for device in devices
+    ]
+
+
+def test_tensorrt_is_measured_where_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    usable = {"onnxruntime": True, "onnxruntime_tensorrt": True, "openvino": True, "tensorrt": True}
+    monkeypatch.setattr(plans, "probe", rows_of_probe(**usable))
+    plan = make_plan(Options(device="cuda", engines=tuple(plans.ENGINE_NAMES), precisions=("fp32", "fp16")))
+    for task in ("synthesize", "edit"):
+        libraries = [(spec.library, spec.precision) for spec in plan.subjects[task] if spec.kind == "engine"]
+        assert ("tensorrt", "fp32") in libraries
+        assert ("onnxruntime-tensorrt", "fp16") in libraries
+        assert len(libraries) == 6
+        assert {spec.name for spec in plan.subjects[task]} >= {"TensorRT", "ONNX Runtime, TensorRT provider"}
+    assert plan.engines == ("onnxruntime", "onnxruntime-tensorrt", "tensorrt")
+    assert plan.left_out["OpenVINO"] == "runs on cpu only; this run is on cuda"
+
+
+def test_an_engine_that_cannot_run_is_left_out_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    usable = {"onnxruntime": True, "onnxruntime_tensorrt": False, "openvino": False, "tensorrt": False}
+    monkeypatch.setattr(plans, "probe", rows_of_probe(**usable))
+    on_cuda = make_plan(Options(device="cuda", engines=tuple(plans.ENGINE_NAMES), tasks=("edit",)))
+    assert [spec.library for spec in on_cuda.subjects["edit"] if spec.kind == "engine"] == ["onnxruntime"]
+    assert on_cuda.left_out["TensorRT"] == "no tensorrt"
+    on_cpu = make_plan(Options(engines=("onnxruntime", "openvino", "tensorrt"), tasks=("edit",)))
+    assert [spec.library for spec in on_cpu.subjects["edit"] if spec.kind == "engine"] == ["onnxruntime"]
+    assert on_cpu.left_out["TensorRT"] == "runs on cuda only; this run is on cpu"
+    assert on_cpu.left_out["OpenVINO"] == "no openvino"
+    assert "ONNX Runtime, TensorRT provider" not in on_cpu.left_out, "nobody asked for it"
+
+
 # Start-up ---------------------------------------------------------------------------------------------------------
 
 
 def test_cold_start_stages_and_sliders_have_rows() -> None:
-    options = Options(engines=("onnxruntime",), tasks=(), cold_runs=1, editing_calls=1)
+    options = Options(engines=("onnxruntime",), tasks=(), cold_runs=2, editing_calls=1)
     found = run.bench(NetworkSpec(pack="toyfaces"), options)
     assert found.left_out == {"PyTorch": "not asked for"} or found.left_out == {}
     kinds = {row["kind"] for row in found.rows}
@@ -275,15 +329,65 @@ def test_cold_start_stages_and_sliders_have_rows() -> None:
     cold = next(row for row in found.rows if row["kind"] == "cold")
     assert cold["peak_rss_mib"] > 40
     assert cold["p50_ms"] > 100
-    assert all(row["gain"] > 0 for row in found.rows if row["kind"] == "slider")
+    opening = {row["name"]: row for row in found.rows if row["kind"] == "opening"}
+    assert list(opening) == ["open", "open and load the edit", "open and load every graph"]
+    assert all(row["samples"] == 2 and row["peak_rss_mib"] > 20 for row in opening.values())
+    assert opening["open"]["p50_ms"] < opening["open and load every graph"]["p50_ms"]
+    sliders = {row["name"]: row for row in found.rows if row["kind"] == "slider"}
+    assert len([name for name in sliders if "negligible" in name]) == 2 * len(plans.COLOUR_PROMPTS)
+    exact, usual, rough = (sliders[f"purple-hair{rest}"] for rest in ("", ", negligible 0.02", ", negligible 0.8"))
+    assert min(row["gain"] for row in sliders.values()) > 0
+    assert (exact["start"], exact["saved"]) == ("first layer", 0.0)
+    assert "psnr_db" not in exact
+    assert (usual["start"], usual["psnr_db"]) == ("first layer", 200.0), "it leaves out nothing that is worth a cut"
+    assert (rough["start"], rough["saved"]) == ("b32.conv0", pytest.approx(0.35, abs=0.01))
+    assert 20 < rough["psnr_db"] < 40
 
 
 def test_a_command_that_fails_is_left_out_with_its_last_line() -> None:
     record = Record({}, {}, {})
     options = Options(engines=("onnxruntime",), extras=("stages",), bundle="nowhere", editing_calls=1)
-    startup.measure(options, record, lambda text: None)
+    startup.measure(TOYFACES, options, options.engines, record, lambda text: None)
     assert record.rows == []
     assert "no bundle 'nowhere'" in record.left_out["stages, ONNX Runtime"]
+
+
+def fail_at(monkeypatch: pytest.MonkeyPatch, fails: Callable[[list[str]], bool]) -> None:
+    """Processes of the extras are not started; those that `fails` picks by their command time out."""
+
+    def stand_in(command: list[str], options: Options, text_of: str = "stderr") -> str:
+        if fails(command):
+            raise EngineError("stopped after 600 s")
+        if text_of == "stdout":
+            return json.dumps({"rows": [{"kind": "opening", "p50_ms": 5.0, "peak_rss_mib": 70}]})
+        return "peak_rss_mib=80\n"
+
+    monkeypatch.setattr(startup, "_run", stand_in)
+
+
+def extras_record(**options: Any) -> Record:
+    record = Record({}, {}, {})
+    given = Options(engines=("onnxruntime",), cold_runs=3, **options)
+    startup.measure(TOYFACES, given, given.engines, record, lambda text: None)
+    return record
+
+
+def test_an_opening_that_times_out_leaves_the_cold_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_at(monkeypatch, lambda command: "every graph" in command[-1])
+    record = extras_record(extras=("cold", "opening"))
+    found = [(row["kind"], row["name"], row["samples"], row["peak_rss_mib"]) for row in record.rows]
+    openings = [("opening", name, 3, 70) for name in ("open", "open and load the edit")]
+    assert found == [("cold", "edit", 3, 80), *openings]
+    reason = "run 1 of 3: stopped after 600 s"
+    assert record.left_out == {"opening (open and load every graph), ONNX Runtime": reason}
+
+
+def test_runs_that_were_done_before_one_timed_out_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = itertools.count()
+    fail_at(monkeypatch, lambda command: next(calls) == 3)  # one for the memory, then the third of three
+    record = extras_record(extras=("cold",))
+    assert [(row["kind"], row["samples"]) for row in record.rows] == [("cold", 2)]
+    assert record.left_out == {"cold, ONNX Runtime": "run 3 of 3: stopped after 600 s"}
 
 
 def test_peak_memory_is_this_process_s_own() -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from styleclip_rt.benchmarks import scenarios
+from styleclip_rt.benchmarks import loadgen, scenarios
 from styleclip_rt.benchmarks.loadgen import drive, read_summary
 from styleclip_rt.benchmarks.samples import Latencies
 from styleclip_rt.benchmarks.scenarios import Request, poisson, run_scenario, serve, verdict
@@ -112,10 +113,35 @@ def test_a_missing_summary_is_an_error(tmp_path: Path) -> None:
 def test_loadgen_itself_drives_a_call(tmp_path: Path, scenario: str) -> None:
     pytest.importorskip("mlperf_loadgen", reason="LoadGen comes with the extra `bench`")
     calls: list[int] = []
-    row = drive(lambda: calls.append(1), Request(scenario, 0.2), 0.5, tmp_path / "logs")
-    assert row["samples"] == len(calls) > 0
-    assert row["p50_ms"] >= 0
-    assert row["judged_by"] == "LoadGen"
+    rows = drive(lambda: calls.append(1), Request(scenario, 0.2), 0.5, tmp_path / "logs")
+    assert sum(row["samples"] for row in rows) == len(calls) > 0
+    assert all(row["p50_ms"] >= 0 and row["judged_by"] == "LoadGen" for row in rows)
+    assert len(rows) == 1 or scenario == "server"
+
+
+def test_loadgen_is_asked_for_more_until_a_rate_is_not_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[float, str]] = []
+
+    def one(call: object, request: Request, median_ms: float, folder: Path, load: float) -> dict[str, object]:
+        asked.append((load, folder.name))
+        return {"valid": load < 0.6, "p50_ms": 4.0}
+
+    monkeypatch.setattr(loadgen, "_drive", one)
+    rows = drive(lambda: None, Request("server", 1.0), 4.0, tmp_path)
+    assert [(row["load"], row["valid"]) for row in rows] == [(0.3, True), (0.5, True), (0.7, False)]
+    assert asked == [(0.3, "0.3"), (0.5, "0.5"), (0.7, "0.7")], "each rate has logs of its own"
+    assert [row["rate_per_s"] for row in rows] == pytest.approx([75.0, 125.0, 175.0])
+    assert {row["bound_ms"] for row in rows} == {20.0}
+
+
+def test_loadgen_is_told_the_rate_and_the_bound() -> None:
+    library = SimpleNamespace(
+        TestSettings=SimpleNamespace, TestScenario=SimpleNamespace(Server="server"),
+        TestMode=SimpleNamespace(PerformanceOnly="performance"),
+    )  # fmt: skip
+    settings = loadgen._settings(library, Request("server", 1.0, bound_ms=30.0), 4.0, 0.7)
+    assert settings.server_target_qps == pytest.approx(175.0)
+    assert settings.server_target_latency_ns == 30_000_000
 
 
 def test_a_query_that_fails_under_loadgen_is_an_error(tmp_path: Path) -> None:

@@ -47,12 +47,47 @@ def test_stages_are_shares_and_sliders_gains(results: Path) -> None:
     stages = fill(page("bench-cpu-stages"), results)
     assert "| decode | 25.0% |" in stages
     assert "| invert | 75.0% |" in stages
-    assert "| purple-hair | 1.80 |" in fill(page("bench-cpu-sliders"), results)
     assert "| OpenVINO from b64.conv0 | 2.50 | 40% |" in fill(page("bench-cpu-slider-steps"), results)
 
 
 def test_scenarios_are_one_row_for_each_engine(results: Path) -> None:
     assert "| OpenVINO | 1.20 |  | 50% | 1.60 |" in fill(page("bench-cpu-scenarios"), results)
+
+
+def test_a_slider_shows_where_it_starts_what_it_costs_and_whether_its_bar_is_met(results: Path, imaginary) -> None:
+    text = fill(page("bench-cpu-sliders"), results)
+    assert "| prompt | start | not repeated | OpenVINO, times faster | PSNR (dB) |" in text
+    assert "| purple-hair | first layer | 0% | 1.20 |  |\n" in text
+    assert "| purple-hair, negligible 0.02 | b32.conv0 | 25% | 1.80 | 36.0 |" in text
+    assert "Exact steps: not met (1.20 to 1.20)." in text
+    assert "With negligible 0.02: met (1.80 to 1.80, PSNR 36.0 dB or more)." in text
+    mixed = imaginary("cpu")
+    slider = next(row for row in mixed.rows if row["kind"] == "slider")
+    mixed.add(slider | {"name": "lipstick", "gain": 1.61})
+    mixed.add(slider | {"name": "glasses", "gain": 9.0})
+    mixed.add(slider | {"name": "lipstick, negligible 0.01", "gain": 1.2, "negligible": 0.01, "psnr_db": 200.0})
+    assert "Exact steps: met by 1 of 2 rows (1.20 to 1.61)." in summary(mixed)
+    assert "With negligible 0.01: not met (1.20 to 1.20, equal pictures)." in summary(mixed)
+
+
+def test_opening_is_in_seconds_with_a_verdict_on_the_bar(results: Path, imaginary) -> None:
+    text = fill(page("bench-cpu-opening"), results)
+    assert "| open and load the edit | 0.70 |" in text
+    assert "The bar for a bundle that can edit is 3 s: OpenVINO meets it." in text
+    assert "ratios" not in text
+    slow = imaginary("cpu")
+    for row in slow.rows:
+        if row["kind"] == "opening":
+            row["p50_ms"] = 3100.0
+    slow.write(results)
+    text = fill(page("bench-cpu-opening"), results)
+    assert "| open and load the edit | 3.10 |" in text
+    assert "OpenVINO does not meet it." in text
+
+
+def test_an_opening_that_was_not_measured_names_its_command(tmp_path: Path) -> None:
+    text = fill(page("bench-cpu-opening"), tmp_path)
+    assert "`styleclip-rt bench --device cpu --size 1024 --width full --task none --stage opening`" in text
 
 
 def test_the_newest_run_of_a_kind_counts(results: Path, imaginary) -> None:
@@ -73,7 +108,7 @@ def test_the_newest_run_of_a_kind_counts(results: Path, imaginary) -> None:
 
 def test_every_table_has_a_name_that_a_document_can_use(results: Path) -> None:
     names = [name for name in TABLES if name.startswith("bench-")]
-    assert len(names) == 14
+    assert len(names) == 16
     for name in names:
         assert fill(page(name), results) != page(name)
 

@@ -19,14 +19,15 @@ class CUresult(enum.IntEnum):
     CUDA_ERROR_INVALID_VALUE = 1
     CUDA_ERROR_OUT_OF_MEMORY = 2
     CUDA_ERROR_INVALID_CONTEXT = 201
+    CUDA_ERROR_NOT_READY = 600
     CUDA_ERROR_ILLEGAL_ADDRESS = 700
     CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED = 900
     CUDA_ERROR_STREAM_CAPTURE_INVALIDATED = 901
 
 
 class Event:
-    def __init__(self):
-        self.stream, self.passed = None, True
+    def __init__(self, timing=False):
+        self.stream, self.passed, self.timing, self.at = None, True, timing, None
 
 
 class Stream:
@@ -56,6 +57,7 @@ class FakeDriver:
         self.next = 0x1000
         self.used_contexts = set()
         self.faults = []
+        self.clock = 0  # every piece of work takes a millisecond, marks take none
 
     def __getattribute__(self, name):
         found = object.__getattribute__(self, name)
@@ -181,6 +183,7 @@ class FakeDriver:
     def drain(self, stream, until=None):
         while stream.queue and not (until is not None and until.passed):
             fault = stream.queue.pop(0)()
+            self.clock += 1
             if isinstance(fault, CUresult):
                 self.faults.append(fault)
         return self.faults[0] if self.faults else None
@@ -192,7 +195,7 @@ class FakeDriver:
         return self.drain(stream)
 
     def cuEventCreate(self, flags):
-        event = Event()
+        event = Event(timing=not flags & 2)
         self.events.add(event)
         return event
 
@@ -204,6 +207,8 @@ class FakeDriver:
 
         def passing():
             mark.passed = True
+            event.at = self.clock
+            self.clock -= 1
             if event.mark is mark:
                 event.passed = True
 
@@ -215,6 +220,11 @@ class FakeDriver:
 
     def cuEventSynchronize(self, event):
         return self.drain(event.stream, event.mark) if event.stream else None
+
+    def cuEventElapsedTime(self, begin, end):
+        if not (begin.timing and end.timing):
+            return CUresult.CUDA_ERROR_INVALID_VALUE
+        return end.at - begin.at if begin.passed and end.passed else CUresult.CUDA_ERROR_NOT_READY
 
     def cuEventDestroy(self, event):
         self.events.remove(event)

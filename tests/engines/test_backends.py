@@ -9,7 +9,9 @@ from functools import partial
 import numpy as np
 import pytest
 
+from styleclip_rt.engines import ort
 from styleclip_rt.engines.errors import BundleError, EngineError, EngineUnavailable, InputError
+from styleclip_rt.engines.ort import OrtEngine
 from styleclip_rt.engines.select import engine_class
 from styleclip_rt.engines.spec import GraphSpec, TensorSpec
 from styleclip_rt.engines.trial import TRIAL_GRAPH, trial
@@ -59,6 +61,37 @@ def test_it_computes_with_any_batch(engine, tiny, n):
 def test_it_checks_feeds(engine):
     with pytest.raises(InputError, match="missing x"):
         engine.run({})
+
+
+def test_the_parts_of_a_run_are_told_apart_on_a_device_alone(engine, device):
+    parts = engine.split_ms({"x": X})
+    assert list(parts) == ([] if device == "cpu" else ["h2d_ms", "compute_ms", "d2h_ms"])
+    with pytest.raises(InputError, match="missing x"):
+        engine.split_ms({})
+    engine.close()
+    with pytest.raises(EngineError, match="is closed"):
+        engine.split_ms({"x": X})
+
+
+def test_onnxruntime_times_a_run_over_bound_memory(bundle_dir, monkeypatch):
+    """As on a card, but bound to the memory of the host."""
+    pytest.importorskip("onnxruntime", reason="the backend onnxruntime is not installed")
+    real, devices = ort._parts_of_run, []
+
+    def on_host(session, feeds, outputs, device):
+        devices.append(device)
+        return real(session, feeds, outputs, "cpu" if len(devices) == 1 else "no such device")
+
+    monkeypatch.setattr(ort, "_parts_of_run", on_host)
+    with OrtEngine(bundle_dir / "graphs/blend.onnx", threads=1) as engine:
+        engine.device = "cuda"
+        feeds = {"a": X, "b": X, "t": X[:, 0].copy()}
+        parts = engine.split_ms(feeds)
+        assert list(parts) == ["h2d_ms", "compute_ms", "d2h_ms"]
+        assert all(ms > 0 for ms in parts.values())
+        assert devices == ["cuda"]
+        with pytest.raises(EngineError, match="failed in ONNX Runtime"):
+            engine.split_ms(feeds)
 
 
 def test_outputs_stay_and_inputs_are_left_alone(engine):

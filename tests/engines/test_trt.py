@@ -68,6 +68,24 @@ def test_a_graph_with_fixed_shapes_has_one_profile(setup):
         assert engine._pool.plan.ranges == []
 
 
+def test_the_parts_of_a_run_are_timed_in_the_stream(bundle_dir, setup, driver):
+    """Three copies in, one run, one copy out, a millisecond each on this device."""
+    feeds = {"a": batch(2), "b": batch(2, 3), "t": np.array([0, 2], np.float32)}
+    engine = TensorRtEngine(bundle_dir / "graphs/blend.onnx", setup=setup)
+    before = engine.run(feeds)["y"]
+    assert engine.split_ms(feeds) == {"h2d_ms": 3.0, "compute_ms": 1.0, "d2h_ms": 1.0}
+    np.testing.assert_array_equal(engine.run(feeds)["y"], before)
+    many = {name: np.resize(array, (20, *array.shape[1:])) for name, array in feeds.items()}
+    assert engine.split_ms(many) == {}, "what is run in pieces has no parts"
+    driver.failures["cuEventElapsedTime"] = 600
+    with pytest.raises(EngineError, match="cuEventElapsedTime failed"):
+        engine.split_ms(feeds)
+    engine.close()
+    assert driver.leftovers() == {}
+    with pytest.raises(EngineError, match="is closed"):
+        engine.split_ms(feeds)
+
+
 def test_everything_is_given_back(project, setup, driver, on_device):
     engine = TensorRtEngine(project, setup=setup)
     for n in (1, 3, 20):
