@@ -158,8 +158,7 @@ class Run:
             return loaded
         w = self.inputs.w[first : first + settings.batch].to(device())
         start = self.objective.start(self.objective.latent_of(w))
-        latent, initial = self.objective.first(start)
-        state = loaded or State.fresh(latent, initial, self.objective.first_scale)
+        state = loaded or State.fresh(*self.objective.first(start), scale=self.objective.first_scale)
         saved = began = time.monotonic()
         before_s = state.seconds
         while state.step < settings.steps and len(active := state.active):
