@@ -153,12 +153,14 @@ class Run:
 
     def _descend(self, number: int, first: int) -> State:
         settings, path = self.settings, self._checkpoint(number)
-        loaded = states.load(path) if path else None
-        if loaded is not None and loaded.step >= settings.steps:
-            return loaded
+        state = states.load(path) if path else None
+        if state is not None and state.step >= settings.steps:
+            return state
         w = self.inputs.w[first : first + settings.batch].to(device())
         start = self.objective.start(self.objective.latent_of(w))
-        state = loaded or State.fresh(*self.objective.first(start), scale=self.objective.first_scale)
+        if state is None:
+            latent, initial = self.objective.first(start)
+            state = State.fresh(latent, initial, self.objective.first_scale)
         saved = began = time.monotonic()
         before_s = state.seconds
         while state.step < settings.steps and len(active := state.active):
