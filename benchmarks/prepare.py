@@ -22,7 +22,7 @@ from ..engines.errors import BundleError, MissingDependency
 from ..engines.session import first_line
 from ..runtime.store import find_bundle
 from .network import Network, NetworkSpec, load_network, make_inputs
-from .workload import HALF, MATMUL, TASKS, Workload, read_workload
+from .workload import HALF, MATMUL, TASKS, TYPED, Workload, read_workload
 
 if TYPE_CHECKING:
     from torch import nn
@@ -131,6 +131,9 @@ def _export(network: Network, work: Path, precision: str) -> dict[str, str]:
         for graph in (factory.synthesize_u8(), factory.edit_global(), *(build() for build in recipe.slice_graphs())):
             files[prefix + graph.name] = f"{folder}/{graph.name.replace('/', '.')}.onnx"
             save(recipe.maker.model(graph, parts), work / files[prefix + graph.name])
+        if not plain:
+            record = {"islands": list(recipe.choice.islands), "scales": recipe.choice.scales}
+            (work / TYPED).write_text(json.dumps(record) + "\n", encoding="utf-8")
     finally:
         weights.close()
     return files

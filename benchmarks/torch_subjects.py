@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ..export.modules import to_u8
-from .aoti import load_aoti
+from .aoti import export_graph, load_package, package_of
 from .baseline import Technique, Variant, original_edit
 from .network import load_network
 from .subjects import Subject, SubjectSpec
-from .workload import FEEDS, Workload
+from .workload import FEEDS, TASKS, TYPED, Workload
 
 Callee = Callable[..., Tensor]
 
@@ -54,7 +54,10 @@ class Edit(nn.Module):
 
 
 class TorchSubject(Subject):
-    """A variant of the generator in PyTorch, as it is, compiled, or as an AOTInductor package."""
+    """A variant of the generator in PyTorch, as it is or compiled; or the export's graph as an AOTInductor package."""
+
+    module: nn.Module
+    variant: Variant
 
     def __init__(self, spec: SubjectSpec, workload: Workload) -> None:
         super().__init__(spec, workload)
@@ -64,12 +67,16 @@ class TorchSubject(Subject):
         torch.backends.cudnn.benchmark = spec.device == "cuda"
         network = load_network(workload.spec)
         technique = Technique(**dict.fromkeys(spec.technique, True), half=spec.precision == "fp16")
-        self.variant = Variant(network.generator, technique).to(spec.device)
-        if technique.half:
-            self.variant = self.variant.to(memory_format=torch.channels_last)
         self.table, self.sigma = network.directions, network.sigma
         self.host_edit = spec.task == "edit" and spec.kind == "torch" and not technique.folded
-        self.module = self._module().to(spec.device).eval()
+        if spec.kind == "aoti":
+            graph = export_graph(network, TASKS[spec.task], spec.precision, workload.path / TYPED)
+            self.module = graph.module.to(spec.device)
+        else:
+            self.variant = Variant(network.generator, technique).to(spec.device)
+            if technique.half:
+                self.variant = self.variant.to(memory_format=torch.channels_last)
+            self.module = self._module().to(spec.device).eval()
         self.callee: Callee = self.module
         self.inputs: list[Tensor] = []
         self.pinned: list[Tensor] = []
@@ -94,7 +101,8 @@ class TorchSubject(Subject):
         self.inputs = [tensor.to(self.spec.device) for tensor in self.pinned]
         self.out = None
         if self.spec.kind == "aoti":
-            self.callee = load_aoti(self.module, tuple(self.inputs), self.spec, self.workload)
+            inputs = tuple(self.inputs)
+            self.callee = load_package(package_of(self.module, inputs), inputs)
 
     def call(self) -> Any:
         """Host to host."""

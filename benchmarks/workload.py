@@ -3,7 +3,8 @@
 workload.json   what it is, the sizes of the network, the graphs' files
 inputs.npz      feeds: w, s, delta_t, alpha, beta
 reference.npz   uint8 pictures of PyTorch in FP32 on the first feeds, one array per task
-graphs/         ONNX: synthesize_u8, edit_global, heads and tails of a slider, matmul; graphs-fp16/ the same typed
+graphs/         ONNX: synthesize_u8, edit_global, heads and tails of a slider, matmul; graphs-fp16/ the same typed,
+                and in typed.json its islands and scales
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ MATMUL = "matmul"
 HEAD, TAIL = "synthesize_head/", "synthesize_tail/"
 HALF = "fp16:"
 """Before the name of a graph that is typed in float16."""
+TYPED = "graphs-fp16/typed.json"
+"""{"islands": names of layers in float32, "scales": {tensor: power of two}} of the float16 graphs."""
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ strong typing is a flag), 11 and RTX (where there is nothing else).
 
 from __future__ import annotations
 
+import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,6 +17,16 @@ from .errors import EngineError, InputError
 
 Progress = Callable[[str, int, int], bool]
 """(phase, steps done, steps in all) -> go on? False ends the build."""
+GraphProgress = Callable[[str, str, int, int], bool]
+"""The same with the name of the graph before it; its last call of a build has the phase `FINISHED`."""
+FINISHED = "finished"
+VARIABLES = {
+    "batches": "STYLECLIP_RT_TENSORRT_BATCHES",
+    "max_batch": "STYLECLIP_RT_TENSORRT_MAX_BATCH",
+    "workspace_mib": "STYLECLIP_RT_TENSORRT_WORKSPACE_MIB",
+}
+"""Field of `BuildOptions` -> the environment variable that sets it where the caller gives no options."""
+_MAX_DIGITS = 9
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,26 @@ class BuildOptions:
         """(smallest, tuned-for, largest) batch of each profile, in the order of the plan."""
         fixed = [(n, n, n) for n in self.batches]
         return [*fixed, (1, min(4, self.max_batch), self.max_batch)] if self.max_batch else fixed
+
+
+def options_from(environment: Mapping[str, str] = os.environ) -> BuildOptions:
+    """The options of this process: what `VARIABLES` say, else the defaults. Batches are a list such as 1,2,4.
+
+    Raises:
+        InputError: a variable is no whole number, or the options do not fit together.
+    """
+    given = {field: environment.get(name, "").strip() for field, name in VARIABLES.items()}
+    numbers = {field: _whole_numbers(field, text) for field, text in given.items() if text}
+    options: dict[str, Any] = {name: found if name == "batches" else found[0] for name, found in numbers.items()}
+    return BuildOptions(**options)
+
+
+def _whole_numbers(field: str, text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")] if field == "batches" else [text]
+    if not all(part.isascii() and part.isdigit() and len(part) <= _MAX_DIGITS for part in parts):
+        wanted = "whole numbers such as 1,2,4" if field == "batches" else "a whole number"
+        raise InputError(f"{VARIABLES[field]} is {text!r}, expected {wanted} of at most {_MAX_DIGITS} digits.")
+    return tuple(map(int, parts))
 
 
 def plan_from_onnx(

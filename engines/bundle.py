@@ -10,7 +10,7 @@ import hashlib
 import threading
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,9 +21,17 @@ from .select import choose, engine_class
 from .session import Engine
 from .spec import GraphSpec
 
+if TYPE_CHECKING:
+    from .build import BuildOptions, GraphProgress
+
 
 def open_bundle(
-    path: str | Path, device: str = "auto", engine: str | None = None, threads: int | None = None
+    path: str | Path,
+    device: str = "auto",
+    engine: str | None = None,
+    threads: int | None = None,
+    tensorrt: BuildOptions | None = None,
+    progress: GraphProgress | None = None,
 ) -> Bundle:
     """Open the bundle in the directory `path`; no graph is loaded yet.
 
@@ -32,6 +40,10 @@ def open_bundle(
         device: `"auto"` (CUDA where it runs, else the CPU, with the reason in `device_reason`), `"cpu"` or `"cuda"`.
         engine: one of `select.ENGINES`; None takes the best that really runs on the device.
         threads: per graph on CPU; None takes STYLECLIP_RT_THREADS, else the physical cores.
+        tensorrt: batches and workspace of TensorRT plans, `build.BuildOptions`; None takes what the variables
+            `build.VARIABLES` say, else its defaults. No other engine builds plans.
+        progress: called while TensorRT builds a plan, with (graph, phase, steps done, steps in all); False ends the
+            build. The last call of a build has the phase `build.FINISHED`.
 
     Raises:
         BundleError: the bundle is missing, malformed, or of a version that this release cannot read.
@@ -39,7 +51,7 @@ def open_bundle(
         EngineUnavailable: the engine or device that was asked for cannot run here.
         MissingDependency: the engine's library is not installed.
     """
-    return Bundle(Path(path), device, engine, threads)
+    return Bundle(Path(path), device, engine, threads, tensorrt, progress)
 
 
 class Bundle:
@@ -56,14 +68,22 @@ class Bundle:
         threads: CPU threads of each graph.
     """
 
-    def __init__(self, path: Path, device: str, engine: str | None, threads: int | None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        device: str,
+        engine: str | None,
+        threads: int | None,
+        tensorrt: BuildOptions | None = None,
+        progress: GraphProgress | None = None,
+    ) -> None:
         self.path = path
         self._checked = read_manifest(path)
         self.manifest: dict[str, Any] = self._checked.raw
         self.graphs: tuple[str, ...] = tuple(self._checked.graphs)
         choice = choose(device, engine)
         self.backend, self.device, self.device_reason = choice.engine, choice.device, choice.reason
-        self._fallback = choice.fallback
+        self._builds = choice.fallback, tensorrt, progress
         self.threads = thread_count(threads)
         self._engines: dict[str, Engine] = {}
         self._loading = {name: threading.Lock() for name in self.graphs}
@@ -111,7 +131,7 @@ class Bundle:
             if self._closed:
                 raise EngineError(f"the bundle {self.path} is closed; open it again to run {name!r}.")
             if name not in self._engines:
-                make, file = engine_class(self.backend, self._fallback), self._checked.graph_files[name]
+                make, file = engine_class(self.backend, *self._builds), self._checked.graph_files[name]
                 self._engines[name] = make(file, spec, device=self.device, threads=self.threads)
             return self._engines[name]
 

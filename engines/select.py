@@ -5,9 +5,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from . import nvinfer
 from .distributions import distribution_version, ort_clash, ort_repair, tensorrt_version
@@ -19,6 +20,9 @@ from .ort import version as ort_version
 from .session import Engine
 from .spec import GraphSpec
 from .trial import trial
+
+if TYPE_CHECKING:
+    from .build import BuildOptions, GraphProgress
 
 DEVICES = ("auto", "cpu", "cuda")
 ENGINES = ("onnxruntime", "onnxruntime-tensorrt", "openvino", "tensorrt")
@@ -109,19 +113,37 @@ def choose(device: str = "auto", engine: str | None = None) -> Choice:
     return _best(device, installed)
 
 
-def engine_class(engine: str, fallback: bool = False) -> Callable[..., Engine]:
-    """What makes the `Engine` of a name that `choose` returned: (model, spec, device=, threads=) -> Engine."""
-    if engine == "tensorrt" and fallback:
-        return tensorrt_or_onnxruntime
+def engine_class(
+    engine: str,
+    fallback: bool = False,
+    tensorrt: BuildOptions | None = None,
+    progress: GraphProgress | None = None,
+) -> Callable[..., Engine]:
+    """What makes the `Engine` of a name that `choose` returned: (model, spec, device=, threads=) -> Engine.
+
+    tensorrt, progress: how TensorRT builds its plans, and what hears of it; see `open_bundle`.
+    """
+    if engine == "tensorrt":
+        make = tensorrt_or_onnxruntime if fallback else tensorrt_engine
+        return partial(make, options=tensorrt, progress=progress)
     return next(backend.load() for (name, _), backend in _BACKENDS.items() if name == engine)
 
 
+def tensorrt_engine(
+    model: Path | bytes, spec: GraphSpec | None = None, device: str = "cuda", threads: int | None = None, **build: Any
+) -> Engine:
+    """TensorRT; `build` is `options` and `progress` of `trt.default_setup`."""
+    from .trt import TensorRtEngine, default_setup  # a third of a second that an edit on the CPU does not need
+
+    return TensorRtEngine(model, spec, device, threads, default_setup(**build))
+
+
 def tensorrt_or_onnxruntime(
-    model: Path | bytes, spec: GraphSpec | None = None, device: str = "cuda", threads: int | None = None
+    model: Path | bytes, spec: GraphSpec | None = None, device: str = "cuda", threads: int | None = None, **build: Any
 ) -> Engine:
     """TensorRT where it can build `model` and the plan passes its gate, else ONNX Runtime, and says so once."""
     try:
-        return _tensorrt_class()(model, spec, device, threads)
+        return tensorrt_engine(model, spec, device, threads, **build)
     except BundleError:
         raise
     except EngineError as error:
@@ -227,13 +249,7 @@ def _tensorrt_trial() -> str:
         return cuda_driver().reason
     if not _has("cuda.bindings"):
         return "cuda-bindings is not installed"
-    return trial(_tensorrt_class(), "cuda")
-
-
-def _tensorrt_class() -> Callable[..., Engine]:
-    from .trt import TensorRtEngine  # a third of a second that an edit on the CPU does not need
-
-    return TensorRtEngine
+    return trial(tensorrt_engine, "cuda")
 
 
 def _no_card() -> bool:
@@ -320,7 +336,7 @@ _BACKENDS: dict[tuple[str, str], _Backend] = {
         lambda _: _OPENVINO_EXTRA,
     ),
     ("tensorrt", "cuda"): _Backend(
-        _tensorrt_class,
+        lambda: tensorrt_engine,
         lambda: _installed("tensorrt"),
         lambda: tensorrt_version(nvinfer.installed()),
         lambda: _tensorrt_trial(),

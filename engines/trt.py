@@ -7,16 +7,17 @@ computes on the CPU, and every graph is built with TensorRT-RTX.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from . import nvinfer
-from .build import BuildOptions, Progress, plan_from_onnx
+from .build import FINISHED, BuildOptions, GraphProgress, Progress, options_from, plan_from_onnx
 from .device_arrays import DeviceArray, DeviceView, device_view, stream_handle
 from .device_memory import Cuda
 from .driver import cuda_driver
@@ -44,7 +45,7 @@ class Setup:
         options: how they are built.
         workers: calls that may be in progress at once on one engine; each holds its own activations.
         reference: makes the engine that a new plan is compared with; None skips the gate.
-        progress: hears how builds go on.
+        progress: hears how builds go on, with the name of the graph.
     """
 
     trt: Any
@@ -53,18 +54,28 @@ class Setup:
     options: BuildOptions = field(default_factory=BuildOptions)
     workers: int = 2
     reference: Reference | None = OrtEngine
-    progress: Progress | None = None
+    progress: GraphProgress | None = None
 
 
-@lru_cache(maxsize=1)
-def default_setup() -> Setup:
+def default_setup(options: BuildOptions | None = None, progress: GraphProgress | None = None) -> Setup:
     """The installed TensorRT on the current context, or the first device.
+
+    Args:
+        options: how plans are built; None takes `options_from()`, the environment.
+        progress: hears how builds go on.
 
     Raises:
         EngineUnavailable: no driver with a device; nothing of TensorRT was touched then.
         MissingDependency: TensorRT or cuda-bindings is not installed.
         EngineError: the plan cache cannot be used.
+        InputError: a variable of the environment cannot be used.
     """
+    return replace(_machine(), options=options or options_from(), progress=progress)
+
+
+@lru_cache(maxsize=1)
+def _machine() -> Setup:
+    """Library, context and cache, which every engine of the process shares."""
     driver = cuda_driver()
     if driver.devices == 0:  # without one the library ends the process, so this question comes first
         raise EngineUnavailable(f"TensorRT cannot run: {driver.reason}")
@@ -221,15 +232,30 @@ def _load(setup: Setup, model: Path | bytes, spec: GraphSpec | None) -> Plan:
     def build() -> bytes:
         timings = {**machine, "timings": True}
         kept = setup.cache.get(timings)
-        plan, measured = plan_from_onnx(setup.trt, data, setup.options, kept, setup.progress)
-        if measured is not None and measured != kept:
-            setup.cache.put(timings, measured)
-        built.append(Plan(setup.trt, setup.cuda, plan, name))
-        _prove(setup, built[-1], model)
+        with _told(setup, name) as progress:
+            plan, measured = plan_from_onnx(setup.trt, data, setup.options, kept, progress)
+            if measured is not None and measured != kept:
+                setup.cache.put(timings, measured)
+            built.append(Plan(setup.trt, setup.cuda, plan, name))
+            if progress is not None:
+                progress("accuracy gate", 0, 1)
+            _prove(setup, built[-1], model)
         return plan
 
     plan = setup.cache.get_or_build(key, build)
     return built[0] if built else Plan(setup.trt, setup.cuda, plan, name)
+
+
+@contextmanager
+def _told(setup: Setup, name: str) -> Iterator[Progress | None]:
+    """What hears of the build of the graph `name`; it hears of the end however that comes."""
+    if setup.progress is None:
+        yield None
+        return
+    try:
+        yield partial(setup.progress, name)
+    finally:
+        setup.progress(name, FINISHED, 1, 1)
 
 
 def _prove(setup: Setup, plan: Plan, model: Path | bytes) -> None:

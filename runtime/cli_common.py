@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,6 +16,7 @@ from click.shell_completion import CompletionItem
 from ..engines.errors import MissingDependency, StyleclipError
 
 if TYPE_CHECKING:
+    from ..engines.build import GraphProgress
     from .editor import Editor
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -193,10 +195,50 @@ def open_editor(bundle: str | None, device: str, engine: str | None) -> Editor:
     """Open the bundle, and say on stderr which one it is when the user named none."""
     from .editor import Editor
 
-    editor = Editor.open(bundle, device=device, engine=engine)
+    editor = Editor.open(bundle, device=device, engine=engine, progress=build_progress())
     if bundle is None and editor.origin is not None:
         click.echo(f"bundle: {editor.origin}", err=True)
     return editor
+
+
+def build_progress() -> GraphProgress:
+    """What a command tells of TensorRT's builds, which take minutes: a line that replaces itself, on stderr.
+
+    Where stderr is no terminal it is one line when a build begins and one when it has ended.
+    """
+    from ..engines.build import FINISHED
+
+    terminal, begun = sys.stderr.isatty(), dict[str, float]()
+
+    def progress(graph: str, phase: str, done: int, total: int) -> bool:
+        now, is_new = time.monotonic(), graph not in begun
+        seconds = now - begun.setdefault(graph, now)
+        if phase == FINISHED:
+            del begun[graph]
+            ended = f"TensorRT: {graph}, {seconds:.0f} s"
+            click.echo("\r\x1b[K" if terminal else ended, err=True, nl=not terminal)
+        elif terminal:
+            step = f"{phase} {done}/{total}, {seconds:.0f} s"
+            click.echo(f"\r\x1b[K{f'TensorRT builds {graph}: {step}'[:110]}", err=True, nl=False)
+        elif is_new:
+            click.echo(f"TensorRT builds a plan of {graph}, once on this machine; it can take minutes", err=True)
+        return True
+
+    return progress
+
+
+def engine_record(editor: Editor) -> dict[str, str]:
+    """What runs the graphs, where, and why there, for the JSON of a command and for `print_notes`."""
+    bundle = editor.bundle
+    return {"name": bundle.backend, "device": bundle.device, "reason": bundle.device_reason}
+
+
+def print_notes(record: dict[str, Any]) -> None:
+    """The engine of a command's record, then its notes, on stderr; with --json they stand in the JSON instead."""
+    engine = record["engine"]
+    click.echo(f"engine: {engine['name']} on {engine['device']}; {engine['reason']}", err=True)
+    for note in record.get("notes", ()):
+        click.echo(f"note: {note}", err=True)
 
 
 def print_json(record: dict[str, Any]) -> None:

@@ -13,9 +13,11 @@ from .cli_common import (
     bundle_options,
     complete_direction,
     complete_prompt,
+    engine_record,
     json_option,
     open_editor,
     print_json,
+    print_notes,
 )
 from .cli_order import ORDER, OrderedCommand, paired
 from .cli_photo import frame_record, framing_of, is_asked, photo_options, photo_settings, take_photo_options
@@ -106,6 +108,7 @@ def edit(ctx: click.Context, /, image: str, out: str | None, grid: bool, as_json
         target = _output(editor, image, out, (*request["prompts"], *request["directions"]), sheet)
         image = input_path(image)
         record = (_sheet if sheet else _single)(editor, image, target, request, as_json)
+        record["engine"] = engine_record(editor)
     _report(record, as_json)
 
 
@@ -262,12 +265,11 @@ def _bundle(editor: Editor) -> dict[str, Any]:
 
 
 def _report(record: dict[str, Any], as_json: bool) -> None:
-    """The result on stdout, notes on stderr."""
+    """The result on stdout, the engine and notes on stderr."""
     if as_json:
         print_json(record)
         return
-    for note in record.get("notes", ()):
-        click.echo(f"note: {note}", err=True)
+    print_notes(record)
     if "rows" in record:
         click.echo(f"{record['out']}  sheet of {len(record['rows'])} x {len(record['alphas'])}")
         return

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..engines.errors import InputError
-from .cli_common import bundle_options, json_option, open_editor, print_json
+from .cli_common import bundle_options, engine_record, json_option, open_editor, print_json, print_notes
 from .cli_photo import frame_record, framing_of, photo_options, take_photo_options
 from .store import input_path
 
@@ -81,10 +81,12 @@ def invert(
         write_image(inverted, preview)
     notes = [*frame.notes, *(refined.pop("notes") if refined else ())]
     record = {"out": str(target), "preview": preview, "w": list(w.shape), "psnr_db": psnr, **frame_record(frame)}
-    record |= {"refine": refined, "notes": notes}
-    for note in notes if not as_json else ():
-        click.echo(f"note: {note}", err=True)
-    print_json(record) if as_json else click.echo(f"{target}  w {list(w.shape)}, {quality(psnr, refined)}")
+    record |= {"refine": refined, "engine": engine_record(editor), "notes": notes}
+    if as_json:
+        print_json(record)
+        return
+    print_notes(record)
+    click.echo(f"{target}  w {list(w.shape)}, {quality(psnr, refined)}")
 
 
 def drawn(editor: Editor, w: F32) -> Image.Image:
@@ -147,5 +149,9 @@ def generate(seed: int, count: int, psi: float | None, out: str, as_json: bool, 
     else:
         whole = pictures[0] if count == 1 else tile(pictures, [str(s) for s in seeds], f"seeds {seed}+, psi {psi:g}")
         files = [write_image(whole, out)]
-    record = {"out": [str(file) for file in files], "seeds": seeds, "psi": psi}
-    print_json(record) if as_json else click.echo(f"{out}  {count} face{'s' * (count > 1)}, seed {seed}, psi {psi:g}")
+    record = {"out": [str(file) for file in files], "seeds": seeds, "psi": psi, "engine": engine_record(editor)}
+    if as_json:
+        print_json(record)
+        return
+    print_notes(record)
+    click.echo(f"{out}  {count} face{'s' * (count > 1)}, seed {seed}, psi {psi:g}")

@@ -30,6 +30,7 @@ from .steps import Beta, Step, plan, settled, too_high
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from ..engines.build import BuildOptions, GraphProgress
     from .slider import Slider
 
 F32 = NDArray[np.float32]
@@ -49,14 +50,22 @@ class Editor:
 
     @classmethod
     def open(
-        cls, name_or_path: str | os.PathLike[str] | None = None, device: str = "auto", engine: str | None = None
+        cls,
+        name_or_path: str | os.PathLike[str] | None = None,
+        device: str = "auto",
+        engine: str | None = None,
+        *,
+        tensorrt: BuildOptions | None = None,
+        progress: GraphProgress | None = None,
     ) -> Editor:
         """Open a bundle by path or name ("toyfaces"); None: the newest export, else the one that ships.
 
-        device: "auto", "cpu" or "cuda"; engine: a backend's name, None for the best one. Raises BundleError.
+        device: "auto", "cpu" or "cuda"; engine: a backend's name, None for the best one. tensorrt, progress: how
+        TensorRT builds its plans, and what hears of it, see `open_bundle`. Raises BundleError.
         """
         found = store.find_bundle(name_or_path)
-        return cls(open_bundle(found.path, device=device, engine=engine), found)
+        bundle = open_bundle(found.path, device=device, engine=engine, tensorrt=tensorrt, progress=progress)
+        return cls(bundle, found)
 
     def edit(
         self,

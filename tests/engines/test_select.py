@@ -7,10 +7,12 @@ import sys
 import textwrap
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from styleclip_rt.engines import distributions, driver, ort, select
 from styleclip_rt.engines.errors import EngineUnavailable, MissingDependency
+from styleclip_rt.engines.trial import TRIAL_GRAPH
 
 pytestmark = pytest.mark.usefixtures("fresh_caches")
 NO_DRIVER = driver.Driver(0, "", "no NVIDIA driver on this machine (libcuda.so.1 cannot be loaded)")
@@ -95,6 +97,38 @@ def test_a_session_that_falls_back_silently_is_refused(with_driver, monkeypatch,
         EngineUnavailable, match="asked for CUDAExecutionProvider and fell back to CPUExecutionProvider"
     ):
         ort.OrtEngine(b"", device="cuda")
+
+
+def test_a_cuda_session_computes_float32_in_float32_and_times_its_convolutions(with_driver, monkeypatch, library):
+    with_driver(ONE_DEVICE)
+    asked = []
+
+    def session(source, options, providers):
+        asked.extend(providers)
+        return SimpleNamespace(get_providers=lambda: ["CUDAExecutionProvider"], get_inputs=list, get_outputs=list)
+
+    options = SimpleNamespace(add_session_config_entry=lambda key, value: None)
+    fake = library(
+        InferenceSession=session, SessionOptions=lambda: options, ExecutionMode=SimpleNamespace(ORT_SEQUENTIAL=0)
+    )
+    monkeypatch.setattr(ort, "_library", lambda: fake)
+    monkeypatch.setattr(ort, "unusable_reason", lambda device: "")
+    with ort.OrtEngine(b"", device="cuda"):
+        (name, given), rest = asked[0], asked[1:]
+    assert (name, rest) == ("CUDAExecutionProvider", ["CPUExecutionProvider"])
+    assert given == {
+        "use_tf32": "0",
+        "cudnn_conv_algo_search": "EXHAUSTIVE",
+        "cudnn_conv_use_max_workspace": "1",
+    }
+
+
+def test_an_output_is_a_view_of_the_library_s_own_memory():
+    """Why there is no I/O binding: it would spare no copy."""
+    with ort.OrtEngine(TRIAL_GRAPH, device="cpu") as engine:
+        doubled = engine.run({"x": np.array([21.0], np.float32)})["y"]
+    assert not doubled.flags.owndata
+    assert doubled[0] == 42.0, "it outlives the session"
 
 
 def test_two_distributions_behind_one_name_are_found_with_the_mend(with_distributions):

@@ -91,6 +91,7 @@ class FakeBundle:
         self.manifest = json.loads((path / store.MANIFEST).read_text())
         self.runs: Counter[str] = Counter()
         self.closed = False
+        self.backend, self.device, self.device_reason = "onnxruntime", "cpu", "CUDA is not used: no card is there"
         rng = np.random.default_rng(0)
         self.table = edits.normalise(rng.standard_normal((S, E))).astype(np.float32)
         self.table[CONV:] = 0
@@ -186,8 +187,9 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[FakeBundle]:
 
     made: list[FakeBundle] = []
 
-    def open_fake(path: Path, device: str = "auto", engine: str | None = None) -> FakeBundle:
+    def open_fake(path: Path, device: str = "auto", engine: str | None = None, **builds: Any) -> FakeBundle:
         made.append(FakeBundle(Path(path)))
+        made[-1].progress = builds["progress"]
         return made[-1]
 
     monkeypatch.setattr(editor, "open_bundle", open_fake)

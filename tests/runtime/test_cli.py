@@ -68,6 +68,43 @@ def test_json_is_all_that_stdout_holds(run, photo_file):
     assert out["bundle"]["name"] == "fake"
 
 
+@pytest.mark.parametrize("command", ["edit", "invert", "generate"])
+def test_the_engine_and_why_it_was_chosen_are_told_once(run, photo_file, command):
+    args = [command] if command == "generate" else [command, photo_file]
+    told = run(*args)
+    assert told.exit_code == 0, told.output
+    assert told.stderr == "engine: onnxruntime on cpu; CUDA is not used: no card is there\n"
+    assert "engine:" not in told.stdout
+    silent = run(*args, "--json")
+    reason = {"name": "onnxruntime", "device": "cpu", "reason": "CUDA is not used: no card is there"}
+    assert record(silent)["engine"] == reason
+    assert silent.stderr == ""
+
+
+def test_builds_of_plans_are_told_where_a_command_opens_a_bundle(run, opened, monkeypatch, capsys):
+    assert run("generate", "--count", 1).exit_code == 0
+    capsys.readouterr()
+    progress = opened[0].progress
+    for done in range(3):
+        assert progress("synthesize", "tactics", done, 3), "a command never ends a build"
+    progress("synthesize", "finished", 1, 1)
+    begun, ended = capsys.readouterr().err.splitlines()
+    assert begun == "TensorRT builds a plan of synthesize, once on this machine; it can take minutes"
+    assert ended == "TensorRT: synthesize, 0 s"
+
+
+def test_on_a_terminal_a_build_is_one_line_that_goes_away(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    progress = cli_common.build_progress()
+    progress("synthesize", "tactics " + "x" * 200, 1, 3)
+    progress("invert", "tactics", 2, 3)
+    progress("invert", "finished", 1, 1)
+    first, second, last = capsys.readouterr().err.split("\r\x1b[K")[1:]
+    assert first.startswith("TensorRT builds synthesize: tactics xxx")
+    assert len(first) == 110
+    assert (second, last) == ("TensorRT builds invert: tactics 2/3, 0 s", "")
+
+
 def test_the_bundle_is_named_on_stderr_when_the_user_named_none(run, photo_file, bundle_folder, home):
     (home / "bundles").mkdir(parents=True)
     bundle_folder.rename(home / "bundles" / "mine")
