@@ -19,7 +19,7 @@ MODULES = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
 """Import names in the order of preference; the wheels of TensorRT-RTX install the third alone."""
 MEND = "python -m pip install 'styleclip-rt[tensorrt]'"
 MEND_CUDA = "python -m pip install 'cuda-bindings>=12.6'"
-LABEL = "built and parsed in tests, not yet run on hardware"
+LABEL = "built and parsed in CI, not yet run on hardware"
 _DTYPES = {"FLOAT": "float32", "HALF": "float16", "INT64": "int64", "INT32": "int32", "INT8": "int8", "UINT8": "uint8",
            "BOOL": "bool"}  # fmt: skip
 _KEPT_MESSAGES = 20

@@ -1,6 +1,6 @@
 """TensorRT as an engine: plans from this machine's own cache, each proven against ONNX Runtime when it is built.
 
-Built and parsed in tests, not yet run on hardware: everything around the library is tested with a stand-in that
+Built and parsed in CI, not yet run on hardware: everything around the library is tested with a stand-in that
 computes on the CPU, and every graph is built with TensorRT-RTX.
 """
 
@@ -22,7 +22,7 @@ from .device_arrays import DeviceArray, DeviceView, device_view, stream_handle
 from .device_memory import Cuda
 from .driver import cuda_driver
 from .errors import EngineUnavailable, InputError
-from .gate import gate_fault
+from .gate import BATCHES, gate_fault
 from .onnx_bytes import inline_weights
 from .ort import OrtEngine
 from .plan_cache import PlanCache, Refused
@@ -269,12 +269,12 @@ def _prove(setup: Setup, plan: Plan, model: Path | bytes) -> None:
     pool = Pool(plan, 1)
     try:
         with setup.reference(model) as reference, pool.worker() as worker:
-            batches = tuple(n for n in (1, 3) if n <= max(1, plan.largest) and any(a <= n <= b for a, b in plan.ranges))
+            served = tuple(n for n in BATCHES if any(low <= n <= high for low, high in plan.ranges))
             fault = gate_fault(
                 plan.spec,
                 lambda feeds: worker.run(feeds, _batch(plan, {name: array.shape for name, array in feeds.items()})),
                 reference.run,
-                batches,
+                served or tuple(low for low, _ in plan.ranges[:1]),
             )
     finally:
         pool.close()

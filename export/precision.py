@@ -15,13 +15,12 @@ import torch
 from torch import Tensor
 
 from ..engines.errors import InputError
+from ..engines.gate import MIN_PSNR_DB
 from ..runtime.training.networks.stylegan2 import Generator, Layer
 from .precision_layers import TypedSynthesis, key, scale_for
 from .ranges import Samples, batches, measure
 
 PRECISIONS = ("fp32", "fp16", "auto")
-MIN_PSNR_DB = {"plain": 45.0, "edited": 40.0}
-"""Limits of the worst picture, peak to peak 2: at alpha 0, and at |alpha| = 10."""
 MARGIN_DB = 3.0
 """Islands are added until the samples pass by this much, so that other faces pass as well."""
 HALF_MAX = 65504.0

@@ -26,10 +26,11 @@ from onnx import TensorProto, helper, shape_inference
 from torch import Tensor
 
 from ..engines.errors import ToleranceError
+from ..engines.gate import ALPHA, MIN_PSNR_DB
 from .graphs import Feeds, Graph, GraphFactory
 from .onnx_writer import feeds_as_numpy
-from .precision import MIN_PSNR_DB, picture_psnr
-from .ranges import ALPHA, directions
+from .precision import picture_psnr
+from .ranges import directions
 from .verify import Array, Check, min_cosine, relative
 
 MIN_COSINE = 0.9995

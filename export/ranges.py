@@ -8,12 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..engines.gate import ALPHA
 from ..runtime.training.networks.stylegan2 import Generator
 from ..runtime.training.pack import Pack
 from .precision_layers import TypedSynthesis
 
-ALPHA = 10.0
-"""The strongest edit that precision answers for; StyleCLIP's own interface goes to 10."""
 KEPT = (0.02, 0.3)
 """Share of the channels that a random direction moves."""
 SIGMA_SAMPLES = 512

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..engines.gate import ALPHA
 from ..engines.spec import TensorSpec
 from ..runtime.training.networks.clip import area_resize
 from ..runtime.training.networks.stylegan2 import Generator
@@ -20,7 +21,6 @@ from .graphs import Feeds, Graph, GraphFactory
 from .modules import to_u8
 from .precision_gate import Gate, styles_at
 from .precision_layers import State, TypedSynthesis
-from .ranges import ALPHA
 
 MIN_SAVED = 0.05
 """Share of the multiply-adds that a cut must save to be exported."""

@@ -1,12 +1,13 @@
-"""Shared by all tests: the repository's root, an isolated home folder, and the rule for the marker `gpu`."""
+"""Shared by all tests: the root, an isolated home folder, TensorRT-RTX, and the rule for the marker `gpu`."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,70 @@ def tracked(root: Path) -> list[Path]:
     if listed.returncode:
         pytest.skip("not a git checkout: the list of tracked files is unknown")
     return [Path(name) for name in listed.stdout.split("\0") if name and (root / name).exists()]
+
+
+@pytest.fixture(scope="session")
+def rtx() -> Any:
+    """TensorRT-RTX, found as the engines find it: it builds without a driver, TensorRT itself does not.
+
+    Where the extra `dev` brings it, a library that is missing or cannot be imported is an error and not a skip.
+    """
+    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+        pytest.skip("the extra dev brings TensorRT-RTX on linux x86_64 alone")
+    from styleclip_rt.engines import nvinfer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nvinfer, "MODULES", tuple(name for name in nvinfer.MODULES if "rtx" in name))
+        nvinfer.library.cache_clear()
+        library = nvinfer.library()
+    nvinfer.library.cache_clear()
+    assert nvinfer.is_rtx(library)
+    return library
+
+
+@pytest.fixture(scope="session")
+def build_with_rtx(rtx: Any) -> Callable[[Mapping[str, bytes]], dict[str, int]]:
+    """A function of {name: ONNX bytes} that builds each with TensorRT-RTX and gives {name: bytes of its smaller plan}.
+
+    Once with the free batch, in a profile for any, and once with the batch fixed in the graph. Graphs that differ in
+    names and weights alone, as those of two mappers, are built once.
+    """
+    onnx = pytest.importorskip("onnx", reason="the batch is fixed with onnx, from the extra 'torch'")
+    from styleclip_rt.engines.build import BuildOptions, plan_from_onnx
+
+    def structure(graph: Any) -> tuple[Any, ...]:
+        order: dict[str, int] = {}
+
+        def values(names: Iterable[str]) -> tuple[int, ...]:
+            return tuple(order.setdefault(name, len(order)) for name in names)
+
+        ports = tuple(port.type.SerializeToString() for port in (*graph.input, *graph.output))
+        weights = tuple((tensor.data_type, *tensor.dims) for tensor in graph.initializer)
+        named = values(value.name for value in (*graph.input, *graph.initializer))
+        nodes = tuple(
+            (node.op_type, *(a.SerializeToString() for a in node.attribute), values(node.input), values(node.output))
+            for node in graph.node
+        )
+        return named, ports, weights, nodes, values(port.name for port in graph.output)
+
+    def build(models: Mapping[str, bytes]) -> dict[str, int]:
+        built: dict[tuple[Any, ...], int] = {}
+        sizes = {}
+        for name, data in models.items():
+            model = onnx.load_from_string(data)
+            key = structure(model.graph)
+            if key not in built:
+                free = [d for port in model.graph.input for d in port.type.tensor_type.shape.dim if d.dim_param]
+                assert {d.dim_param for d in free} == {"N"}, name
+                infos = (*model.graph.input, *model.graph.output, *model.graph.value_info)
+                for dim in (dim for info in infos for dim in info.type.tensor_type.shape.dim if dim.dim_param == "N"):
+                    dim.dim_value = 1
+                both = (data, model.SerializeToString())
+                built[key] = min(len(plan_from_onnx(rtx, each, BuildOptions((), max_batch=4))[0]) for each in both)
+            sizes[name] = built[key]
+        return sizes
+
+    return build
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

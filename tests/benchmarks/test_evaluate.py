@@ -207,7 +207,8 @@ def test_a_named_direction_is_served_as_edit_serves_it(
     ramp = torch.linspace(-1, 1, size)
     plain = NamedDirection("plain", 0.1 * torch.ones(size), None, {"method": "ganspace", "alpha": 2.0})
     texted = NamedDirection("texted", ramp, ramp, {"method": "gradient", "alpha": 3.0, "beta": 0.5})
-    mine = Pack(publish(pack, tmp_path / "mine", named.components([plain, texted])))
+    parts = named.components([plain, texted])
+    mine = Pack(publish(pack, tmp_path / "mine", parts, kept=tmp_path / "unused"))
     subject = Subject(mine, evaluate_methods.scorer_of(mine, prompts, clip))
     found, reasons = evaluate_methods.edits_of(subject, prompts[0], Ways(("direction",)))
     assert not reasons

@@ -77,6 +77,16 @@ def test_readme_names_the_two_commands_and_they_exist() -> None:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/engines.md"])
+def test_tensorrt_has_the_label_that_info_gives_it(page: str) -> None:
+    from styleclip_rt.engines.nvinfer import LABEL
+
+    text = (ROOT / page).read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `?tensorrt`? \|.*$", text, re.MULTILINE | re.IGNORECASE)
+    assert len(rows) == 1
+    assert LABEL in rows[0]
+
+
 def test_changelog_has_an_entry_for_this_version() -> None:
     import styleclip_rt
 

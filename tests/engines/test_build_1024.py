@@ -15,11 +15,6 @@ CHANNELS = {4: 512, 8: 512, 16: 512, 32: 512, 64: 512, 128: 256, 256: 128, 512: 
 
 
 @pytest.fixture(scope="module")
-def rtx():
-    return pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed (extra dev or rtx)")
-
-
-@pytest.fixture(scope="module")
 def generator():
     from styleclip_rt.runtime.training.networks.stylegan2 import Generator, GeneratorConfig
 

@@ -43,7 +43,7 @@ def test_probe_has_a_row_per_engine_and_device():
     assert cpu.version
     assert "not installed" in rows["tensorrt", "cuda"].reason
     assert rows["tensorrt", "cuda"].mend == "python -m pip install 'styleclip-rt[tensorrt]'"
-    assert rows["tensorrt", "cuda"].note == "built and parsed in tests, not yet run on hardware"
+    assert rows["tensorrt", "cuda"].note == "built and parsed in CI, not yet run on hardware"
     for row in rows.values():
         assert row.usable or row.reason
 

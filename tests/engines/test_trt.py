@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from styleclip_rt.engines.build import BuildOptions
 from styleclip_rt.engines.bundle import open_bundle
 from styleclip_rt.engines.errors import EngineError, EngineUnavailable
 from styleclip_rt.engines.ort import OrtEngine
@@ -196,6 +197,16 @@ def test_a_second_process_takes_the_plan_and_proves_nothing_again(project, make_
     with TensorRtEngine(project, setup=again) as engine:
         engine.run({"x": batch(1)})
     assert "build" not in again.trt.log
+
+
+def test_a_plan_for_another_batch_alone_is_proven_at_that_batch(project, make_setup):
+    setup = make_setup(options=BuildOptions((2,), max_batch=0))
+    with TensorRtEngine(project, setup=setup) as engine:
+        assert engine.run({"x": batch(2)})["y"].shape == (2, 4)
+    setup = make_setup(options=BuildOptions((2,), max_batch=0, level=1))
+    setup.trt.noise = 0.5
+    with pytest.raises(EngineError, match="fails its accuracy gate: output 'y' at batch 2: relative error"):
+        TensorRtEngine(project, setup=setup)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A miniature pack of random weights (32 px) with every component, so that export runs in seconds."""
+"""Miniature packs of random weights with every component, 32 px unless told, so that export runs in seconds."""
 
 from __future__ import annotations
 
@@ -53,7 +53,11 @@ def write_tokenizer(path: Path) -> Path:
 def make_generator(resolution: int = 32):
     from styleclip_rt.runtime.training.networks.stylegan2 import Generator, GeneratorConfig
 
-    channels = {size: width for size, width in zip((4, 8, 16, 32), (24, 24, 16, 12), strict=True) if size <= resolution}
+    channels = {size: width for size, width in {4: 24, 8: 24, 16: 16, 32: 12}.items() if size <= resolution}
+    if resolution > 32:  # a sixteenth of config-f: every layer has its usual share of the work, and so have the cuts
+        from styleclip_rt.benchmarks.counts import full_width
+
+        channels = {size: width // 16 for size, width in full_width(resolution).items()}
     generator = Generator(GeneratorConfig(resolution, 16, 16, 2, channels))
     for name, parameter in generator.named_parameters():
         if name.endswith(("noise_strength", "bias")):
@@ -62,14 +66,17 @@ def make_generator(resolution: int = 32):
     return generator.eval()
 
 
-def fill_pack(writer, parts=("generator", "clip", "inverter", "identity", "statistics", "directions", "mapper")):
+PARTS = ("generator", "clip", "inverter", "identity", "statistics", "directions", "mapper")
+
+
+def fill_pack(writer, parts=PARTS, resolution: int = 32):
     """Adds random components to a PackWriter; `parts` picks which."""
     from styleclip_rt.runtime.training.networks.arcface import ArcFace, ArcFaceConfig
     from styleclip_rt.runtime.training.networks.clip import Clip
     from styleclip_rt.runtime.training.networks.e4e import E4EConfig, Encoder4Editing
     from styleclip_rt.runtime.training.networks.mapper import LevelsMapper, MapperConfig
 
-    generator = make_generator()
+    generator = make_generator(resolution)
     styles, ws = generator.style_channels, generator.num_ws
     table = torch.nn.functional.normalize(torch.randn(styles, 64), dim=-1)
     for layer in generator.style_layers:
@@ -107,12 +114,21 @@ def generator_of():
 @pytest.fixture(scope="session")
 def mini_pack(tmp_path_factory) -> Path:
     """Folder of a complete random pack."""
+    return write_pack(tmp_path_factory.mktemp("packs"), 32)
+
+
+@pytest.fixture(scope="session")
+def pack_of(tmp_path_factory):
+    """A function of a resolution that gives the folder of a complete random pack; see `make_generator`."""
+    return lambda resolution: write_pack(tmp_path_factory.mktemp("packs"), resolution)
+
+
+def write_pack(folder: Path, resolution: int) -> Path:
     from styleclip_rt.runtime.training.pack import PackWriter
 
     torch.manual_seed(7)
-    folder = tmp_path_factory.mktemp("packs")
     with PackWriter(folder / "mini", "mini") as writer:
-        fill_pack(writer)
+        fill_pack(writer, resolution=resolution)
         tokens = {"bos": 0, "eos": 1, "pad": 2, "context_length": 16}
         writer.add("tokenizer", write_tokenizer(folder / "tokenizer.json"), tokens)
         writer.templates = ["a photo of {}.", "the photo of {}."]

@@ -11,11 +11,11 @@ torch = pytest.importorskip("torch", reason="the PyTorch path needs the extra 't
 import torch.nn.functional as F  # noqa: E402
 
 from styleclip_rt.engines.errors import InputError  # noqa: E402
+from styleclip_rt.engines.gate import MIN_PSNR_DB  # noqa: E402
 from styleclip_rt.export.forms import UpConvolution, convolve  # noqa: E402
 from styleclip_rt.export.precision import (  # noqa: E402
     HALF_MAX,
     HEADROOM,
-    MIN_PSNR_DB,
     checked_precision,
     picture_psnr,
     settle,

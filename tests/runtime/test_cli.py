@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from styleclip_rt import __version__
+from styleclip_rt.engines import nvinfer
 from styleclip_rt.runtime import cli, cli_common
 from styleclip_rt.runtime.cli_order import paired
 
@@ -291,14 +292,26 @@ def test_version(run):
     assert run("--version").stdout == f"styleclip-rt {__version__}\n"
 
 
-def test_info(run):
+def test_info(run, monkeypatch):
+    """Every engine with its state; one that cannot run has its reason and the line that mends it."""
+    monkeypatch.setattr(nvinfer, "installed", lambda: "")
     text = run("info")
     assert text.exit_code == 0, text.output
-    assert "engines" in text.stdout
     out = record(run("info", "--json"))
     assert out["version"] == __version__
-    assert {"onnxruntime", "tensorrt"} <= {engine["name"] for engine in out["engines"]}
+    rows = {(engine["name"], engine["device"]): engine for engine in out["engines"]}
+    assert {("onnxruntime", "cpu"), ("onnxruntime", "cuda"), ("openvino", "cpu"), ("tensorrt", "cuda")} <= set(rows)
+    assert rows["onnxruntime", "cpu"]["usable"]
     assert all(engine["usable"] or engine["reason"] for engine in out["engines"])
+    tensorrt = rows["tensorrt", "cuda"]
+    assert tensorrt["mend"] == "python -m pip install 'styleclip-rt[tensorrt]'"
+    assert tensorrt["note"] == "built and parsed in CI, not yet run on hardware"
+    lines = text.stdout.splitlines()
+    at = next(i for i, line in enumerate(lines) if line.split()[:2] == ["tensorrt", "cuda"])
+    assert "not usable: not installed" in lines[at]
+    assert lines[at].endswith("[built and parsed in CI, not yet run on hardware]")
+    assert lines[at + 1].strip() == "mend it with: python -m pip install 'styleclip-rt[tensorrt]'"
+    assert text.stdout.count("mend it with:") == sum(bool(engine["mend"]) for engine in out["engines"])
 
 
 def test_info_lists_bundles_with_their_prompts(run, bundle_folder, home):
