@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import sys
@@ -80,9 +81,26 @@ class LazyGroup(click.Group):
             raise CliError(error) from error
         except ImportError as error:
             raise CliError(missing(error)) from error
+        except OSError as error:
+            raise CliError(unwritten(error)) from error
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             ctx.exit(130)
+
+
+def unwritten(error: OSError) -> StyleclipError:
+    """The error of this project for a disk that takes nothing more; re-raises what is none of that.
+
+    Packs, bundles and pictures are put in place whole, so that nothing half-written is left behind.
+    """
+    advice = {errno.ENOSPC: "free some space", errno.EDQUOT: "free some space", errno.EROFS: "name another folder",
+              errno.EACCES: "name another folder", errno.EFBIG: "name another folder"}  # fmt: skip
+    if error.errno not in advice:
+        raise error
+    where = f" {error.filename}" if error.filename else ""
+    return StyleclipError(
+        f"the result cannot be written{where}: {error.strerror}; {advice[error.errno]} and run the command again"
+    )
 
 
 def missing(error: ImportError) -> StyleclipError:

@@ -131,3 +131,14 @@ def test_errors_are_one_line_with_an_exit_code(generator, tmp_path, arguments, c
     assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert not (tmp_path / "pack").exists()
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(generator, tmp_path, full_disk):
+    with full_disk():
+        result = run("import", "--generator", generator, "--out", tmp_path / "pack")
+    assert result.exit_code == 1
+    assert result.stderr.strip().splitlines()[-1] == (
+        "error: the result cannot be written: No space left on device; free some space and run the command again"
+    )
+    assert not (tmp_path / "pack").exists()
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".pack")]
