@@ -72,7 +72,7 @@ def path_inside(root: Path, relative: object) -> Path:
         BundleError: it is absolute, contains `..`, or leaves `root` through a symbolic link.
     """
     given = f"{root}: the path {str(relative)[:200]!r}"
-    if not isinstance(relative, str) or not relative or any(c in relative for c in "\\:\0"):
+    if not isinstance(relative, str) or not relative or any(c in "\\:" or ord(c) < 32 for c in relative):
         raise BundleError(f"{given} is not a plain relative path with forward slashes; {_AGAIN}.")
     parts = PurePosixPath(relative)
     if parts.is_absolute() or ".." in parts.parts:

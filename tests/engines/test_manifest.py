@@ -58,6 +58,7 @@ FIRST_INPUT = ("graphs", "project", "inputs", 0)
         pytest.param(listing("/etc/hostname"), "'/etc/hostname' points outside the bundle", id="absolute"),
         pytest.param(listing("C:\\windows\\win.ini"), "is not a plain relative path", id="windows path"),
         pytest.param(listing("a\0b"), "is not a plain relative path", id="nul byte"),
+        pytest.param(listing("a\nb"), "is not a plain relative path", id="line break"),
         pytest.param(listing(""), "is not a plain relative path", id="empty path"),
         pytest.param(listing("x" * 5000), "cannot be followed|is missing", id="endless name"),
         pytest.param(listing("graphs"), "the file graphs is missing", id="directory as file"),
