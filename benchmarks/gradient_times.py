@@ -44,11 +44,15 @@ def without(pack: Pack, folder: Path, *components: str) -> Path:
     return writer.path
 
 
+PREVIEW_IMAGES = 32
+"""Of a first look; half the default, which a direction for keeps is made from."""
+
+
 def preview_line(pack: Path, prompt: str, sheet: Path, threads: int) -> list[str]:
-    """The documented line from a text to an edited picture, with the default number of images."""
+    """The documented line from a text to an edited picture: a first look, from `PREVIEW_IMAGES` images."""
     line = [sys.executable, "-m", "styleclip_rt", "train", "directions", "--method", "gradient", "--pack", str(pack)]
     return [*line, "--prompt", prompt, "--preview", str(sample_portrait()), "--sheet", str(sheet),
-            "--threads", str(threads)]  # fmt: skip
+            "--images", str(PREVIEW_IMAGES), "--threads", str(threads)]  # fmt: skip
 
 
 def first_picture_s(pack: Pack, prompt: str, threads: int) -> float:
