@@ -10,9 +10,8 @@ from .report_text import markdown
 
 Row = dict[str, str]
 COMMAND = (
-    "styleclip-rt evaluate --prompt purple-hair --prompt bob-cut --prompt glasses --prompt surprised --faces 200 "
-    "--optimize-faces 40 --preset default --preset published --times all --threads 1 "
-    "--out benchmarks/results --figures docs/images"
+    "styleclip-rt evaluate --prompt purple-hair --prompt bob-cut --prompt glasses --prompt surprised --faces 80 "
+    "--optimize-faces 40 --times all --threads 2 --out benchmarks/results --figures docs/images"
 )
 BUDGETS = (0.02, 0.05, 0.1)
 
