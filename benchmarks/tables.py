@@ -19,6 +19,8 @@ Rows = Sequence[dict[str, Any]]
 OPENING_BAR_S = 3.0
 """The longest that a 1024 px bundle may take until it can edit."""
 SLIDER_BAR = 1.6
+EDIT_BAR, ORT_BAR, ORT = 6.0, 3.8, "ONNX Runtime"
+"""How many times faster than the original's an edit must be on a CPU: by the best engine, and by this one."""
 EQUAL_DB = 200.0
 NOT_YET = "Not measured yet: `{command}` on such a machine writes the CSV.\n"
 NAMED = ("torch", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx")
@@ -92,6 +94,23 @@ def latency(task: str) -> Callable[[Rows, bool], str]:
         return markdown(header, body) if body else "No rows of this kind.\n"
 
     return table
+
+
+def edits(rows: Rows, times: bool) -> str:
+    """The edit at batch 1 and, on a CPU, the verdict on its bars: the engines over the original."""
+    table = latency("edit")(rows, times)
+    gains = {
+        r["name"]: float(r["speedup"])
+        for r in rows
+        if (r["kind"], r["task"], r["batch"], r["role"]) == ("latency", "edit", "1", "engine") and r["speedup"]
+    }
+    if times or not gains:
+        return table
+    best = max(gains, key=gains.__getitem__)
+    said = [f"The bar for the best engine is {EDIT_BAR:g} times: {best} {verdict(gains[best] >= EDIT_BAR)}."]
+    if ORT in gains:
+        said.append(f"The bar for {ORT} is {ORT_BAR:g} times: {ORT} {verdict(gains[ORT] >= ORT_BAR)}.")
+    return f"{table}\n{' '.join(said)}\n"
 
 
 def batches(rows: Rows, times: bool) -> str:
@@ -245,7 +264,7 @@ BENCH_TABLES: dict[str, Callable[[Path], str]] = {
     for label, device in (("cpu", "cpu"), ("gpu", "cuda"))
     for name, size, kind, make in (
         ("synthesis", 1024, "latency", latency("synthesize")),
-        ("edit", 1024, "latency", latency("edit")),
+        ("edit", 1024, "latency", edits),
         ("batches", 1024, "latency", batches),
         ("slider-steps", 1024, "slider-step", slider_steps),
         ("opening", 1024, "opening", openings),

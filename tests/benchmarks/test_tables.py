@@ -85,6 +85,27 @@ def test_opening_is_in_seconds_with_a_verdict_on_the_bar(results: Path, imaginar
     assert "OpenVINO does not meet it." in text
 
 
+def test_the_edit_on_a_cpu_has_a_verdict_on_its_bars(results: Path, imaginary) -> None:
+    run = imaginary("cpu")
+    sought = ("latency", "edit", "engine", 1)
+    (row,) = [r for r in run.rows if (r["kind"], r.get("task"), r.get("role"), r.get("batch")) == sought]
+    run.rows.append({**row, "name": "OpenVINO"})
+    row["name"], one, other = "ONNX Runtime", row, run.rows[-1]
+    for gains, said in (
+        (
+            (3.7, 6.1),
+            "6 times: OpenVINO meets it. The bar for ONNX Runtime is 3.8 times: ONNX Runtime does not meet it.",
+        ),
+        (
+            (3.9, 5.9),
+            "6 times: OpenVINO does not meet it. The bar for ONNX Runtime is 3.8 times: ONNX Runtime meets it.",
+        ),
+    ):
+        one["speedup"], other["speedup"] = gains
+        run.write(results)
+        assert f"The bar for the best engine is {said}" in fill(page("bench-cpu-edit"), results)
+
+
 def test_an_opening_that_was_not_measured_names_its_command(tmp_path: Path) -> None:
     text = fill(page("bench-cpu-opening"), tmp_path)
     assert "`styleclip-rt bench --device cpu --size 1024 --width full --task none --stage opening`" in text
