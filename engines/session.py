@@ -43,9 +43,7 @@ class Engine(ABC):
             InputError: the feeds do not fit `spec`.
             EngineError: the backend failed, or the engine is closed.
         """
-        if self._closed:
-            raise self._closed_error()
-        return self._run(check_feeds(self.spec, feeds))
+        return self._run(self._checked(feeds))
 
     def run_device(
         self, feeds: Mapping[str, Any], outputs: Mapping[str, Any] | None = None, stream: Any = None
@@ -68,9 +66,12 @@ class Engine(ABC):
             InputError: the feeds do not fit `spec`.
             EngineError: the backend failed, or the engine is closed.
         """
+        return self._split_ms(self._checked(feeds))
+
+    def _checked(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         if self._closed:
             raise self._closed_error()
-        return self._split_ms(check_feeds(self.spec, feeds))
+        return check_feeds(self.spec, feeds)
 
     def _split_ms(self, feeds: dict[str, np.ndarray]) -> dict[str, float]:
         """As `_run`, for `split_ms`."""

@@ -106,7 +106,8 @@ class Objective:
 
         def score(latent: Tensor) -> Tensor:
             with self._autocast():
-                return self.embed(self.render(latent)) @ sought
+                embedding = self.embed(self.render(latent))
+            return embedding @ sought
 
         step = first_step(self.generator, self.settings.warm, self.latent_of, score)
         return step if self.mask is None else step * self.mask
@@ -192,7 +193,8 @@ class Objective:
         with self._autocast():
             images = self.render(latent)
             identity = self.identify(images) if self.settings.lambda_id else None
-            return self._sum(Faces(latent, self.embed(images), identity), start)
+            seen = Faces(latent, self.embed(images), identity)
+        return self._sum(seen, start)  # outside: the losses stay in float32
 
     def _sum(self, at: Faces, start: Faces) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum [n] of the terms, and the terms, each [n]."""

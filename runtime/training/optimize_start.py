@@ -1,8 +1,8 @@
 """Where a descent takes place and where it begins: coordinates of unit variance, and a first step seen on random faces.
 
 Both are ours, not published. The loss of a text has many minima around a face: of another colour or background, with
-the haircut still there. In w, whose directions differ a thousandfold in how far the generator draws along them, Adam
-moves all alike, and so leaves what the generator draws; and a haircut is further away than the next minimum.
+the haircut still there. In w the generator draws far along some directions and hardly along others, while Adam
+moves all alike, and so leaves what is ever drawn; and a haircut is further away than the next minimum.
 """
 
 from __future__ import annotations

@@ -309,6 +309,14 @@ def test_a_face_without_progress_stops_and_the_others_go_on(pack: Pack, w: Tenso
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_losses_stay_in_float32_under_autocast(pack: Pack, w: Tensor, precision: str) -> None:
+    settings = replace(PUBLISHED, precision=precision, lambda_id=0.1, lambda_directional=1.0, warm=20)
+    objective = Objective(pack, PURPLE, settings)
+    found = objective.evaluate(w[:1] + 0.1, objective.start(w[:1]), 1.0)
+    assert {term.dtype for term in (found.total, found.gradient, *found.terms.values())} == {torch.float32}
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_autocast_descends_as_float32_does(pack: Pack, w: Tensor, precision: str) -> None:
     settings = replace(PUBLISHED, steps=4, precision=precision)
     low, full = (
