@@ -24,7 +24,8 @@ class EditResult:
     direction in style space, before alpha: [S] for one prompt, [P, S] for P of them. channels: indices of the style
     channels that move. timings: milliseconds by stage (the first run of a graph includes loading it).
     identity: cosine of the identity embeddings of photo and edit, None unless asked for. notes: what the
-    user should know. Of several prompts or directions, prompt, alpha and beta are tuples. frame: where in the photo the picture lies; None for latents. pasted: the whole photo with the edit in
+    user should know. Of several prompts or directions, prompt, alpha and beta are tuples. frame: where in the photo the
+    picture lies; None for latents. pasted: the whole photo with the edit in
     it, if asked for.
     """
 
