@@ -1,0 +1,364 @@
+// The styled 3x3 convolution of StyleGAN2 on x86 with AVX2 and FMA, by tiles: F(4x4, 3x3) of Winograd (Lavin and Gray
+// 2016), with everything around it fused.
+//
+//   y = lrelu(d * value * conv(x * s, w) + gain * (noise + bias))      (Karras et al. 2020, equations 1 to 3)
+//
+// A tile of 4x4 pixels costs 36 products a pair of channels in place of 144. A block of tiles stays in the cache between
+// its three stages: input transform (which multiplies by the style), 36 matrix products, output transform (which
+// demodulates, adds noise and bias, activates). An up-sampling convolution is four convolutions of the same tiles, one
+// for each phase of the output: filter and 4x4 FIR composed, so that neither the doubled map nor the filtered one ever
+// exists.
+//
+// Vectors hold 8 tiles that lie side by side: 32 pixels of a row. So a width must be a multiple of 32, a height of 4.
+#pragma once
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+
+namespace styleclip {
+
+constexpr int64_t kTile = 4, kPoints = 36, kLanes = 8, kUnit = kTile * kLanes, kRows = 4;
+
+struct Free {
+  void operator()(void* p) const { std::free(p); }
+};
+using Buffer = std::unique_ptr<float[], Free>;
+
+inline Buffer buffer(int64_t floats) {
+  void* p = std::aligned_alloc(64, (static_cast<size_t>(floats) * sizeof(float) + 63) / 64 * 64);
+  if (p == nullptr) throw std::bad_alloc();
+  return Buffer(static_cast<float*>(p));
+}
+
+// The transformed weights of one layer: [36][rows / 4][in][4], rows = out, or 4 out: one for each phase of the output.
+struct Filter {
+  int64_t in = 0, out = 0, phases = 1;
+  Buffer taps;
+  int64_t rows() const { return out * phases; }
+};
+
+// G g G^T as a matrix of 36 by 9.
+inline void taps_matrix(float matrix[kPoints][9]) {
+  static constexpr float G[6][3] = {{6, 0, 0}, {-4, -4, -4}, {-4, 4, -4}, {1, 2, 4}, {1, -2, 4}, {0, 0, 24}};
+  for (int p = 0; p < kPoints; p++)
+    for (int k = 0; k < 9; k++) matrix[p][k] = G[p / 6][k / 3] * G[p % 6][k % 3] / (24 * 24);
+}
+
+// w [out, in, 3, 3], any type that converts to float, times `gain`.
+template <typename T>
+Filter plain_filter(const T* w, float gain, int64_t in, int64_t out) {
+  Filter filter{in, out, 1, buffer(kPoints * in * out)};
+  float matrix[kPoints][9];
+  taps_matrix(matrix);
+  for (int64_t o = 0; o < out; o += kRows)
+    for (int64_t i = 0; i < in; i++) {
+      __m128 g[9];
+      for (int k = 0; k < 9; k++) {
+        alignas(16) float lanes[kRows];
+        for (int64_t r = 0; r < kRows; r++) lanes[r] = gain * static_cast<float>(w[((o + r) * in + i) * 9 + k]);
+        g[k] = _mm_load_ps(lanes);
+      }
+      for (int64_t p = 0; p < kPoints; p++) {
+        __m128 sum = _mm_setzero_ps();
+        for (int k = 0; k < 9; k++) sum = _mm_fmadd_ps(_mm_set1_ps(matrix[p][k]), g[k], sum);
+        _mm_store_ps(filter.taps.get() + ((p * out + o) * in + i * kRows), sum);
+      }
+    }
+  return filter;
+}
+
+// w [in, out, 3, 3] of a transposed convolution of stride 2, then fir [4, 4] with a border of 1. The phase (p, q) of an
+// output pixel is a 3x3 convolution of the input with the taps sum_k fir[k] g[p + 1 + k - 2 tap], in both directions.
+template <typename T>
+Filter upsampling_filter(const T* w, float gain, const float fir[16], int64_t in, int64_t out) {
+  Filter filter{in, out, 4, buffer(kPoints * in * out * 4)};
+  float matrix[kPoints][9], phase[4][9][9] = {};  // phase: [phase][tap of it][tap of w]
+  alignas(16) float composed[kPoints][9][4] = {};
+  taps_matrix(matrix);
+  for (int f = 0; f < 4; f++)
+    for (int tap = 0; tap < 9; tap++)
+      for (int k = 0; k < 16; k++) {
+        const int y = f / 2 + 1 + k / 4 - 2 * (tap / 3), x = f % 2 + 1 + k % 4 - 2 * (tap % 3);
+        if (y >= 0 && y < 3 && x >= 0 && x < 3) phase[f][tap][y * 3 + x] += fir[k];
+      }
+  for (int p = 0; p < kPoints; p++)
+    for (int k = 0; k < 9; k++)
+      for (int f = 0; f < 4; f++)
+        for (int tap = 0; tap < 9; tap++) composed[p][k][f] += matrix[p][tap] * phase[f][tap][k];
+  for (int64_t o = 0; o < out; o++)
+    for (int64_t i = 0; i < in; i++) {
+      __m128 g[9];
+      for (int k = 0; k < 9; k++) g[k] = _mm_set1_ps(gain * static_cast<float>(w[(i * out + o) * 9 + k]));
+      for (int64_t p = 0; p < kPoints; p++) {
+        __m128 sum = _mm_setzero_ps();
+        for (int k = 0; k < 9; k++) sum = _mm_fmadd_ps(_mm_load_ps(composed[p][k]), g[k], sum);
+        _mm_store_ps(filter.taps.get() + ((p * out + o) * in + i) * 4, sum);
+      }
+    }
+  return filter;
+}
+
+struct Map {  // one image of the input and of the output, planar
+  const float* x;
+  float* y;
+  const float* style;   // [in] or null
+  const float* demod;   // [out] or null
+  const float* noise;   // of the output, [H, W] for every channel or [out, H, W], or null
+  const float* bias;    // [out] or null
+  float value, gain, slope;
+  int64_t height, width;  // of the input
+  int64_t noise_stride;   // floats from a channel of the noise to the next, 0: the same one
+  bool stream;            // the output is too large for the cache
+};
+
+using V = __m256;
+
+inline V load(const float* p) { return _mm256_loadu_ps(p); }
+inline V lo_hi(const float* low, const float* high) {
+  return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(low)), _mm_loadu_ps(high), 1);
+}
+
+// Four vectors whose lane t is p[4 t + j], j = 0..3.
+inline void split4(const float* p, V out[4]) {
+  const V a = lo_hi(p, p + 16), b = lo_hi(p + 4, p + 20), c = lo_hi(p + 8, p + 24), d = lo_hi(p + 12, p + 28);
+  const V ab0 = _mm256_unpacklo_ps(a, b), ab1 = _mm256_unpackhi_ps(a, b);
+  const V cd0 = _mm256_unpacklo_ps(c, d), cd1 = _mm256_unpackhi_ps(c, d);
+  out[0] = _mm256_shuffle_ps(ab0, cd0, 0x44);
+  out[1] = _mm256_shuffle_ps(ab0, cd0, 0xEE);
+  out[2] = _mm256_shuffle_ps(ab1, cd1, 0x44);
+  out[3] = _mm256_shuffle_ps(ab1, cd1, 0xEE);
+}
+
+// The inverse: 32 floats in order, as four vectors.
+inline void join4(const V in[4], V out[4]) {
+  const V ab0 = _mm256_unpacklo_ps(in[0], in[1]), ab1 = _mm256_unpackhi_ps(in[0], in[1]);
+  const V cd0 = _mm256_unpacklo_ps(in[2], in[3]), cd1 = _mm256_unpackhi_ps(in[2], in[3]);
+  const V r0 = _mm256_shuffle_ps(ab0, cd0, 0x44), r1 = _mm256_shuffle_ps(ab0, cd0, 0xEE);
+  const V r2 = _mm256_shuffle_ps(ab1, cd1, 0x44), r3 = _mm256_shuffle_ps(ab1, cd1, 0xEE);
+  out[0] = _mm256_permute2f128_ps(r0, r1, 0x20);
+  out[1] = _mm256_permute2f128_ps(r2, r3, 0x20);
+  out[2] = _mm256_permute2f128_ps(r0, r1, 0x31);
+  out[3] = _mm256_permute2f128_ps(r2, r3, 0x31);
+}
+
+// Eight vectors, vector j with lane t for place 8 t + j: 64 floats in order.
+inline void join8(const V in[8], V out[8]) {
+  V a[8], b[8];
+  for (int j = 0; j < 4; j++) {
+    a[2 * j] = _mm256_unpacklo_ps(in[2 * j], in[2 * j + 1]);
+    a[2 * j + 1] = _mm256_unpackhi_ps(in[2 * j], in[2 * j + 1]);
+  }
+  for (int h = 0; h < 2; h++) {
+    b[4 * h + 0] = _mm256_shuffle_ps(a[4 * h], a[4 * h + 2], 0x44);
+    b[4 * h + 1] = _mm256_shuffle_ps(a[4 * h], a[4 * h + 2], 0xEE);
+    b[4 * h + 2] = _mm256_shuffle_ps(a[4 * h + 1], a[4 * h + 3], 0x44);
+    b[4 * h + 3] = _mm256_shuffle_ps(a[4 * h + 1], a[4 * h + 3], 0xEE);
+  }
+  for (int t = 0; t < 4; t++) {
+    out[t] = _mm256_permute2f128_ps(b[t], b[4 + t], 0x20);
+    out[4 + t] = _mm256_permute2f128_ps(b[t], b[4 + t], 0x31);
+  }
+}
+
+// B^T d for six vectors.
+inline void transform_input(const V d[6], V* to, int64_t stride) {
+  const V four = _mm256_set1_ps(4), five = _mm256_set1_ps(5), two = _mm256_set1_ps(2);
+  const V a = _mm256_fnmadd_ps(four, d[2], d[4]), b = _mm256_fnmadd_ps(four, d[1], d[3]);
+  const V c = _mm256_sub_ps(d[4], d[2]), e = _mm256_sub_ps(d[3], d[1]);
+  to[0] = _mm256_fmadd_ps(four, d[0], _mm256_fnmadd_ps(five, d[2], d[4]));
+  to[stride] = _mm256_add_ps(a, b);
+  to[2 * stride] = _mm256_sub_ps(a, b);
+  to[3 * stride] = _mm256_fmadd_ps(two, e, c);
+  to[4 * stride] = _mm256_fnmadd_ps(two, e, c);
+  to[5 * stride] = _mm256_fmadd_ps(four, d[1], _mm256_fnmadd_ps(five, d[3], d[5]));
+}
+
+// A^T m: four vectors of six.
+inline void transform_output(const V m[6], V y[4]) {
+  const V two = _mm256_set1_ps(2), four = _mm256_set1_ps(4), eight = _mm256_set1_ps(8);
+  const V near = _mm256_add_ps(m[1], m[2]), near_odd = _mm256_sub_ps(m[1], m[2]);
+  const V far = _mm256_add_ps(m[3], m[4]), far_odd = _mm256_sub_ps(m[3], m[4]);
+  y[0] = _mm256_add_ps(m[0], _mm256_add_ps(near, far));
+  y[1] = _mm256_fmadd_ps(two, far_odd, near_odd);
+  y[2] = _mm256_fmadd_ps(four, far, near);
+  y[3] = _mm256_add_ps(_mm256_fmadd_ps(eight, far_odd, near_odd), m[5]);
+}
+
+// The unit at `row`, `column` (pixels) of one channel, to 36 vectors `stride` floats apart.
+inline void input_unit(const Map& map, const float* x, float style, int64_t row, int64_t column, float* to,
+                       int64_t stride) {
+  alignas(32) V down[6][6];  // [row of B^T][column of the tile]
+  alignas(32) V part[6][6];  // [row of the tile][column]
+  const V scale = _mm256_set1_ps(style);
+  const __m256i right = _mm256_setr_epi32(7, 0, 1, 2, 3, 4, 5, 6), left = _mm256_setr_epi32(1, 2, 3, 4, 5, 6, 7, 0);
+  for (int64_t r = 0; r < 6; r++) {
+    const int64_t y = row - 1 + r;
+    if (y < 0 || y >= map.height) {
+      for (auto& v : part[r]) v = _mm256_setzero_ps();
+      continue;
+    }
+    const float* line = x + y * map.width + column;
+    V e[4];
+    split4(line, e);
+    const float before = column > 0 ? line[-1] * style : 0.f;
+    const float after = column + kUnit < map.width ? line[kUnit] * style : 0.f;
+    for (int j = 0; j < 4; j++) part[r][1 + j] = e[j] = _mm256_mul_ps(e[j], scale);
+    part[r][0] = _mm256_blend_ps(_mm256_permutevar8x32_ps(e[3], right), _mm256_set1_ps(before), 0x01);
+    part[r][5] = _mm256_blend_ps(_mm256_permutevar8x32_ps(e[0], left), _mm256_set1_ps(after), 0x80);
+  }
+  for (int c = 0; c < 6; c++) {
+    const V d[6] = {part[0][c], part[1][c], part[2][c], part[3][c], part[4][c], part[5][c]};
+    transform_input(d, &down[0][c], 6);
+  }
+  for (int u = 0; u < 6; u++) {
+    V v[6];
+    transform_input(down[u], v, 1);
+    for (int c = 0; c < 6; c++) _mm256_store_ps(to + (u * 6 + c) * stride, v[c]);
+  }
+}
+
+// m [4 rows][units][36][8] = taps [in][4] x v [in][lanes], for N = 1..3 units of 8 tiles. The twelve sums are spelt out:
+// as an array, compilers keep them in memory.
+template <int N>
+inline void multiply(const float* taps, const float* v, int64_t in, int64_t lanes, float* m, int64_t row_stride) {
+  const V zero = _mm256_setzero_ps();
+  V a0 = zero, a1 = zero, a2 = zero, b0 = zero, b1 = zero, b2 = zero;
+  V c0 = zero, c1 = zero, c2 = zero, d0 = zero, d1 = zero, d2 = zero;
+  for (int64_t i = 0; i < in; i++, v += lanes, taps += kRows) {
+    const V x0 = _mm256_load_ps(v), x1 = N > 1 ? _mm256_load_ps(v + kLanes) : zero,
+            x2 = N > 2 ? _mm256_load_ps(v + 2 * kLanes) : zero;
+    V w = _mm256_broadcast_ss(taps);
+    a0 = _mm256_fmadd_ps(w, x0, a0);
+    if (N > 1) a1 = _mm256_fmadd_ps(w, x1, a1);
+    if (N > 2) a2 = _mm256_fmadd_ps(w, x2, a2);
+    w = _mm256_broadcast_ss(taps + 1);
+    b0 = _mm256_fmadd_ps(w, x0, b0);
+    if (N > 1) b1 = _mm256_fmadd_ps(w, x1, b1);
+    if (N > 2) b2 = _mm256_fmadd_ps(w, x2, b2);
+    w = _mm256_broadcast_ss(taps + 2);
+    c0 = _mm256_fmadd_ps(w, x0, c0);
+    if (N > 1) c1 = _mm256_fmadd_ps(w, x1, c1);
+    if (N > 2) c2 = _mm256_fmadd_ps(w, x2, c2);
+    w = _mm256_broadcast_ss(taps + 3);
+    d0 = _mm256_fmadd_ps(w, x0, d0);
+    if (N > 1) d1 = _mm256_fmadd_ps(w, x1, d1);
+    if (N > 2) d2 = _mm256_fmadd_ps(w, x2, d2);
+  }
+  constexpr int64_t next = kPoints * kLanes;
+  const V sums[4][3] = {{a0, a1, a2}, {b0, b1, b2}, {c0, c1, c2}, {d0, d1, d2}};
+  for (int r = 0; r < 4; r++)
+    for (int n = 0; n < N; n++) _mm256_store_ps(m + r * row_stride + n * next, sums[r][n]);
+}
+
+inline V activated(V acc, V scale, V offset, V slope) {
+  const V y = _mm256_fmadd_ps(acc, scale, offset);
+  return _mm256_max_ps(y, _mm256_mul_ps(y, slope));  // 0 <= slope <= 1
+}
+
+inline void untransform(const float* m, V y[4][4]) {
+  V half[4][6];
+  for (int v = 0; v < 6; v++) {
+    V column[6], out[4];
+    for (int u = 0; u < 6; u++) column[u] = _mm256_load_ps(m + (u * 6 + v) * kLanes);
+    transform_output(column, out);
+    for (int a = 0; a < 4; a++) half[a][v] = out[a];
+  }
+  for (int a = 0; a < 4; a++) transform_output(half[a], y[a]);
+}
+
+inline void put(float* to, V value, bool stream) {
+  if (stream)
+    _mm256_stream_ps(to, value);
+  else
+    _mm256_storeu_ps(to, value);
+}
+
+// `count` vectors of a row of the output, from `to` on.
+inline void finish(const Map& map, float* to, const float* noise, const V* acc, int count, V scale, V bias) {
+  const V slope = _mm256_set1_ps(map.slope), gain = _mm256_set1_ps(map.gain);
+  for (int n = 0; n < count; n++) {
+    const V offset = noise ? _mm256_fmadd_ps(load(noise + n * kLanes), gain, bias) : bias;
+    put(to + n * kLanes, activated(acc[n], scale, offset, slope), map.stream);
+  }
+}
+
+// m: [phases][...][36][8] of one output channel and unit; phase_stride floats apart.
+inline void output_unit(const Map& map, const Filter& filter, int64_t o, int64_t row, int64_t column, const float* m,
+                        int64_t phase_stride) {
+  const int64_t up = filter.phases == 4 ? 2 : 1, width = map.width * up, height = map.height * up;
+  const V scale = _mm256_set1_ps(map.value * (map.demod ? map.demod[o] : 1.f));
+  const V bias = _mm256_set1_ps(map.bias ? map.gain * map.bias[o] : 0.f);
+  float* y = map.y + o * height * width + row * up * width + column * up;
+  const float* noise = map.noise ? map.noise + o * map.noise_stride + row * up * width + column * up : nullptr;
+  if (up == 1) {
+    V pixels[4][4], line[4];
+    untransform(m, pixels);
+    for (int a = 0; a < 4; a++) {
+      join4(pixels[a], line);
+      finish(map, y + a * width, noise ? noise + a * width : nullptr, line, 4, scale, bias);
+    }
+    return;
+  }
+  for (int p = 0; p < 2; p++) {
+    V even[4][4], odd[4][4], line[8];
+    untransform(m + (2 * p) * phase_stride, even);
+    untransform(m + (2 * p + 1) * phase_stride, odd);
+    for (int a = 0; a < 4; a++) {
+      V mixed[8];
+      for (int b = 0; b < 4; b++) mixed[2 * b] = even[a][b], mixed[2 * b + 1] = odd[a][b];
+      join8(mixed, line);
+      const int64_t at = (2 * a + p) * width;
+      finish(map, y + at, noise ? noise + at : nullptr, line, 8, scale, bias);
+    }
+  }
+}
+
+struct Plan {
+  int64_t units, rows;  // of tiles in a block; of the filter between two output transforms
+};
+
+inline int64_t scratch_floats(const Filter& f, const Plan& p) {
+  return kPoints * (f.in * p.units * kLanes + 16) + p.rows * p.units * kPoints * kLanes;
+}
+
+// Units [first, last) of a map, the rows [begin, end) of the filter (multiples of 4); scratch: `scratch_floats` floats.
+inline void run(const Map& map, const Filter& f, const Plan& plan, int64_t first, int64_t last, int64_t begin,
+                int64_t end, float* scratch) {
+  const int64_t across = map.width / kUnit;
+  for (int64_t start = first; start < last; start += plan.units) {
+    const int64_t units = std::min(plan.units, last - start), lanes = units * kLanes;
+    const int64_t plane = f.in * lanes + 16;  // + 16: the 36 planes do not share sets of the cache
+    float *v = scratch, *m = scratch + kPoints * (f.in * plan.units * kLanes + 16);
+    for (int64_t i = 0; i < f.in; i++)
+      for (int64_t n = 0; n < units; n++)
+        input_unit(map, map.x + i * map.height * map.width, map.style ? map.style[i] : 1.f,
+                   (start + n) / across * kTile, (start + n) % across * kUnit, v + i * lanes + n * kLanes, plane);
+    for (int64_t top = begin; top < end; top += plan.rows) {
+      const int64_t rows = std::min(plan.rows, end - top), row_stride = units * kPoints * kLanes;
+      for (int64_t p = 0; p < kPoints; p++)
+        for (int64_t r = 0; r < rows; r += kRows) {
+          const float* taps = f.taps.get() + (p * f.rows() + top + r) * f.in;
+          const float* from = v + p * plane;
+          float* to = m + r * row_stride + p * kLanes;
+          int64_t n = 0;
+          for (; n + 3 <= units; n += 3)
+            multiply<3>(taps, from + n * kLanes, f.in, lanes, to + n * kPoints * kLanes, row_stride);
+          if (units - n == 2) multiply<2>(taps, from + n * kLanes, f.in, lanes, to + n * kPoints * kLanes, row_stride);
+          if (units - n == 1) multiply<1>(taps, from + n * kLanes, f.in, lanes, to + n * kPoints * kLanes, row_stride);
+        }
+      for (int64_t r = 0; r < rows; r += f.phases)
+        for (int64_t n = 0; n < units; n++)
+          output_unit(map, f, (top + r) / f.phases, (start + n) / across * kTile, (start + n) % across * kUnit,
+                      m + r * row_stride + n * kPoints * kLanes, row_stride);
+    }
+  }
+  if (map.stream) _mm_sfence();
+}
+
+}  // namespace styleclip
