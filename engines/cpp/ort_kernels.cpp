@@ -183,11 +183,10 @@ class StyledConv {
                  noise = call.input(kNoise), bias = call.input(kBias);
     expect(x.shape.size() == 4 && x.shape[1] == filter_.in, "StyledConv: x does not have the weight's channels");
     const int64_t n = x.shape[0], h = x.shape[2], w = x.shape[3], scaling = filter_.phases == 4 ? 2 : 1;
-    expect(w % kUnit == 0 && h % kTile == 0, "StyledConv: the width must be a multiple of 32, the height of 4");
     const int64_t pixels = h * w * scaling * scaling;
     const bool by_channel = noise.size() == filter_.out * pixels;
     float* y = call.output({n, filter_.out, h * scaling, w * scaling});
-    Job job{filter_, {}, Plan{6, 32}, 0, 1, h / kTile * (w / kUnit), filter_.rows()};
+    Job job{filter_, {}, {}, 0, 1, 0, filter_.rows()};
     for (int64_t k = 0; k < n; k++) {
       Map map{};
       map.x = x.floats() + k * filter_.in * h * w;
@@ -199,16 +198,19 @@ class StyledConv {
       map.bias = sized(bias, filter_.out, "StyledConv: bias does not fit");
       map.gain = scalar(call.input(kGain), 1), map.value = scalar(call.input(kValue), 1), map.slope = slope_;
       map.height = h, map.width = w;
-      map.stream = filter_.out * pixels * static_cast<int64_t>(sizeof(float)) > kCache;
+      map.stream = filter_.out * pixels * static_cast<int64_t>(sizeof(float)) > kCache && w % kLanes == 0;
       job.maps.push_back(map);
     }
+    if (n == 0 || job.maps[0].units() == 0) return;
+    job.units = job.maps[0].units();
+    job.plan = Plan{job.maps[0].across() >= 32 ? 8 : 6, 32};  // measured; a block of 8 does not wrap at 1024 px
     job.blocks = (job.units + job.plan.units - 1) / job.plan.units;
     if (job.blocks * n < kParts) {  // a small map: every block is shared out by channels
       const int64_t wanted = (kParts + job.blocks * n - 1) / (job.blocks * n);
       job.chunk = (filter_.rows() / wanted + kChunk - 1) / kChunk * kChunk;
       job.splits = (filter_.rows() + job.chunk - 1) / job.chunk;
     }
-    if (n > 0) call.parallel(n * job.blocks * job.splits, job);
+    call.parallel(n * job.blocks * job.splits, job);
   }
 
  private:

@@ -9,7 +9,8 @@
 // for each phase of the output: filter and 4x4 FIR composed, so that neither the doubled map nor the filtered one ever
 // exists.
 //
-// Vectors hold 8 tiles that lie side by side: 32 pixels of a row. So a width must be a multiple of 32, a height of 4.
+// Vectors hold 8 tiles that lie side by side: 32 pixels of a row, a unit. Sizes are free; what a last unit or tile holds
+// beyond the border is computed as zeros and not written.
 #pragma once
 
 #include "vectors.h"
@@ -144,7 +145,10 @@ struct Map {  // one image of the input and of the output, planar
   float value, gain, slope;
   int64_t height, width;  // of the input
   int64_t noise_stride;   // floats from a channel of the noise to the next, 0: the same one
-  bool stream;            // the output is too large for the cache
+  bool stream;            // the output is too large for the cache; its rows start at multiples of 32 bytes
+
+  int64_t across() const { return (width + kUnit - 1) / kUnit; }
+  int64_t units() const { return (height + kTile - 1) / kTile * across(); }
 };
 
 inline V lo_hi(const float* low, const float* high) {
@@ -232,7 +236,13 @@ inline void input_unit(const Map& map, const float* x, float style, int64_t row,
     }
     const float* line = x + y * map.width + column;
     V e[4];
-    split4(line, e);
+    if (column + kUnit <= map.width) {
+      split4(line, e);
+    } else {
+      alignas(32) float inside[kUnit] = {};
+      std::copy_n(line, map.width - column, inside);
+      split4(inside, e);
+    }
     const float before = column > 0 ? line[-1] * style : 0.f;
     const float after = column + kUnit < map.width ? line[kUnit] * style : 0.f;
     for (int j = 0; j < 4; j++) part[r][1 + j] = e[j] = _mm256_mul_ps(e[j], scale);
@@ -312,9 +322,20 @@ inline void put(float* to, V value, bool stream) {
     _mm256_storeu_ps(to, value);
 }
 
-// `count` vectors of a row of the output, from `to` on.
-inline void finish(const Map& map, float* to, const float* noise, const V* acc, int count, V scale, V bias) {
+// `count` vectors of a row of the output, from `to` on, of which `valid` floats are inside the image.
+inline void finish(const Map& map, float* to, const float* noise, const V* acc, int count, int64_t valid, V scale,
+                   V bias) {
   const V slope = _mm256_set1_ps(map.slope), gain = _mm256_set1_ps(map.gain);
+  if (valid < count * kLanes) {
+    alignas(32) float offsets[2 * kUnit] = {}, line[2 * kUnit];
+    if (noise) std::copy_n(noise, valid, offsets);
+    for (int n = 0; n < count; n++) {
+      const V offset = _mm256_fmadd_ps(_mm256_load_ps(offsets + n * kLanes), gain, bias);
+      _mm256_store_ps(line + n * kLanes, activated(acc[n], scale, offset, slope));
+    }
+    std::copy_n(line, valid, to);
+    return;
+  }
   for (int n = 0; n < count; n++) {
     const V offset = noise ? _mm256_fmadd_ps(load(noise + n * kLanes), gain, bias) : bias;
     put(to + n * kLanes, activated(acc[n], scale, offset, slope), map.stream);
@@ -327,14 +348,15 @@ inline void output_unit(const Map& map, const Filter& filter, int64_t o, int64_t
   const int64_t scaling = filter.phases == 4 ? 2 : 1, width = map.width * scaling, height = map.height * scaling;
   const V scale = _mm256_set1_ps(map.value * (map.demod ? map.demod[o] : 1.f));
   const V bias = _mm256_set1_ps(map.bias ? map.gain * map.bias[o] : 0.f);
+  const int64_t rows = std::min(kTile, map.height - row), valid = std::min(kUnit, map.width - column) * scaling;
   float* y = map.y + o * height * width + (row * width + column) * scaling;
   const float* noise = map.noise ? map.noise + o * map.noise_stride + (row * width + column) * scaling : nullptr;
   if (scaling == 1) {
     V pixels[4][4], line[4];
     untransform(m, filter, 0, 0, pixels);
-    for (int a = 0; a < 4; a++) {
+    for (int64_t a = 0; a < rows; a++) {
       join4(pixels[a], line);
-      finish(map, y + a * width, noise ? noise + a * width : nullptr, line, 4, scale, bias);
+      finish(map, y + a * width, noise ? noise + a * width : nullptr, line, 4, valid, scale, bias);
     }
     return;
   }
@@ -343,12 +365,12 @@ inline void output_unit(const Map& map, const Filter& filter, int64_t o, int64_t
     const int64_t up = p * 2 * phase_stride;
     untransform(m + up, filter, up, 0, even);
     untransform(m + up + phase_stride, filter, up, phase_stride, odd);
-    for (int a = 0; a < 4; a++) {
+    for (int64_t a = 0; a < rows; a++) {
       V mixed[8];
       for (int b = 0; b < 4; b++) mixed[2 * b] = even[a][b], mixed[2 * b + 1] = odd[a][b];
       join8(mixed, line);
       const int64_t at = (2 * a + p) * width;
-      finish(map, y + at, noise ? noise + at : nullptr, line, 8, scale, bias);
+      finish(map, y + at, noise ? noise + at : nullptr, line, 8, valid, scale, bias);
     }
   }
 }
@@ -364,7 +386,7 @@ inline int64_t scratch_floats(const Filter& f, const Plan& p) {
 // Units [first, last) of a map, the rows [begin, end) of the filter (multiples of 16, or its end); scratch: `scratch_floats` floats.
 inline void run(const Map& map, const Filter& f, const Plan& plan, int64_t first, int64_t last, int64_t begin,
                 int64_t end, float* scratch) {
-  const int64_t across = map.width / kUnit;
+  const int64_t across = map.across();
   for (int64_t start = first; start < last; start += plan.units) {
     const int64_t units = std::min(plan.units, last - start), lanes = units * kLanes;
     const int64_t plane = f.in * lanes + 16;  // + 16: the 36 planes do not share sets of the cache
