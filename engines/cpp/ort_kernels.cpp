@@ -1,19 +1,27 @@
-// Custom operators of ONNX Runtime for the CPU: StyledConv.
-#include "ort_abi.h"
-#include "winograd.h"
+// A library of custom operators of ONNX Runtime for x86-64 CPUs with AVX2, FMA and F16C; domain styleclip_rt.
+//
+// StyledConv: a 3x3 convolution of StyleGAN2 with everything around it, see styled_conv.h. Attributes: up (1: it doubles
+//   the image), slope (of the leaky ReLU). Inputs, those after the weight optional: x [N, I, H, W], weight [O, I, 3, 3]
+//   or for up [I, O, 3, 3], style [N, I], demod [N, O], noise [H, W] or [O, H, W] of the output, bias [O], gain (of noise
+//   and bias), value (times demod), fir [O, 1, 4, 4] (only for up; the same for every channel), weight gain.
+// StyledRgb: the branch to colours, see styled_rgb.h. Inputs, those after the weight optional: x [N, C, H, W],
+//   weight [3, C, 1, 1], style [N, C], bias [3], previous [N, 3, H / 2, W / 2], fir [3, 1, 4, 4], weight gain.
+//
+// Weights and filters are constants, float32 or float16; everything else is float32. `style` and `demod` may have
+// further axes of size 1.
 
 #include <exception>
+#include <string>
+#include <utility>
 #include <vector>
-#include <cstdio>
+
+#include "ort_abi.h"
+#include "styled_conv.h"
+#include "styled_rgb.h"
 
 namespace {
 
 using namespace styleclip;
-
-struct Half {
-  uint16_t bits;
-  explicit operator float() const { return _cvtsh_ss(bits); }
-};
 
 struct Failure : std::exception {
   std::string text;
@@ -21,19 +29,30 @@ struct Failure : std::exception {
   const char* what() const noexcept override { return text.c_str(); }
 };
 
+void expect(bool condition, const char* otherwise) {
+  if (!condition) throw Failure(otherwise);
+}
+
+struct Half {
+  uint16_t bits;
+  explicit operator float() const { return _cvtsh_ss(bits); }
+};
+
+// The functions of ONNX Runtime that are called; a status that is not null becomes a Failure.
 struct Api {
-  ort::Table table;
+  ort::Table table = nullptr;
+
   ort::Status* status(const char* text) const {
-    return ort::function<ort::Status* (*)(int, const char*)>(table, ort::kCreateStatus)(1, text);
+    constexpr int fail = 1;
+    return ort::function<ort::Status* (*)(int, const char*)>(table, ort::kCreateStatus)(fail, text);
   }
-  void check(ort::Status* status) const {
-    if (status == nullptr) return;
-    ort::function<void (*)(ort::Status*)>(table, ort::kReleaseStatus)(status);
-    throw Failure("a call of ONNX Runtime failed");
-  }
+
   template <typename... A>
   void call(ort::Place place, A... arguments) const {
-    check(ort::function<ort::Status* (*)(A...)>(table, place)(arguments...));
+    ort::Status* status = ort::function<ort::Status* (*)(A...)>(table, place)(arguments...);
+    if (status == nullptr) return;
+    ort::function<void (*)(ort::Status*)>(table, ort::kReleaseStatus)(status);
+    throw Failure("a call of ONNX Runtime failed (function " + std::to_string(place) + " of its table)");
   }
 };
 
@@ -41,180 +60,309 @@ struct Tensor {
   const void* data = nullptr;
   std::vector<int64_t> shape;
   int type = 0;
+
+  explicit operator bool() const { return data != nullptr; }
+  const float* floats() const { return static_cast<const float*>(data); }
   int64_t size() const {
     int64_t n = 1;
-    for (auto d : shape) n *= d;
+    for (const int64_t d : shape) n *= d;
     return n;
   }
-  const float* floats() const { return static_cast<const float*>(data); }
-  explicit operator bool() const { return data != nullptr; }
+  float at(int64_t i) const {
+    return type == ort::kFloat16 ? static_cast<float>(static_cast<const Half*>(data)[i]) : floats()[i];
+  }
 };
 
-Tensor describe(const Api& api, const ort::Value* value) {
+Tensor tensor_of(const Api& api, const ort::Value* value) {
   Tensor t;
   if (value == nullptr) return t;
-  ort::Shape* info = nullptr;
-  api.call(ort::kGetTensorTypeAndShape, value, &info);
+  ort::Shape* shape = nullptr;
+  api.call(ort::kGetTensorTypeAndShape, value, &shape);
+  const std::unique_ptr<ort::Shape, void (*)(ort::Shape*)> held(
+      shape, ort::function<void (*)(ort::Shape*)>(api.table, ort::kReleaseShape));
+  const ort::Shape* about = shape;
   size_t rank = 0;
-  api.call(ort::kGetDimensionsCount, static_cast<const ort::Shape*>(info), &rank);
+  api.call(ort::kGetDimensionsCount, about, &rank);
   t.shape.resize(rank);
-  api.call(ort::kGetDimensions, static_cast<const ort::Shape*>(info), t.shape.data(), rank);
-  api.call(ort::kGetTensorElementType, static_cast<const ort::Shape*>(info), &t.type);
-  ort::function<void (*)(ort::Shape*)>(api.table, ort::kReleaseShape)(info);
+  api.call(ort::kGetDimensions, about, t.shape.data(), rank);
+  api.call(ort::kGetTensorElementType, about, &t.type);
   void* data = nullptr;
   api.call(ort::kGetTensorMutableData, const_cast<ort::Value*>(value), &data);
   t.data = data;
   return t;
 }
 
-enum Input : size_t { kX, kWeight, kStyle, kDemod, kNoise, kBias, kGain, kValue, kFir, kWeightGain, kInputs };
-
+// A constant input of a node; empty where it has none there, or it is computed.
 Tensor constant(const Api& api, const ort::KernelInfo* info, size_t index) {
   int is_constant = 0;
   const ort::Value* value = nullptr;
   api.call(ort::kKernelInfoGetConstantInput, info, index, &is_constant, &value);
-  if (!is_constant) return {};
-  return describe(api, value);
+  return is_constant ? tensor_of(api, value) : Tensor();
 }
 
-float scalar(const Tensor& t, float otherwise) {
-  if (!t) return otherwise;
-  return t.type == ort::kFloat16 ? float(*static_cast<const Half*>(t.data)) : *t.floats();
-}
+// What a run of a node takes and gives.
+struct Call {
+  const Api& api;
+  ort::KernelContext* context;
 
-struct Kernel {
-  Api api;
-  Filter filter;
-  float slope = 1;
-
-  Kernel(Api a, const ort::KernelInfo* info) : api(a) {
-    api.call(ort::kKernelInfoGetAttributeFloat, info, "slope", &slope);
-    const Tensor w = constant(api, info, kWeight), fir = constant(api, info, kFir);
-    if (!w || w.shape.size() != 4) throw Failure("StyledConv: the weight is no constant of rank 4");
-    const float gain = scalar(constant(api, info, kWeightGain), 1);
-    int64_t up = 0;
-    api.call(ort::kKernelInfoGetAttributeInt64, info, "up", &up);
-    float taps[16];
-    if (up) {
-      if (!fir || fir.size() != 16 * w.shape[1]) throw Failure("StyledConv: the filter is no constant");
-      for (int k = 0; k < 16; k++)
-        taps[k] = fir.type == ort::kFloat16 ? float(static_cast<const Half*>(fir.data)[k]) : fir.floats()[k];
-    }
-    auto make = [&](const auto* p) {
-      return up ? upsampling_filter(p, gain, taps, w.shape[0], w.shape[1])
-                : plain_filter(p, gain, w.shape[1], w.shape[0]);
-    };
-    filter = w.type == ort::kFloat16 ? make(static_cast<const Half*>(w.data)) : make(w.floats());
+  Tensor input(size_t index) const {
+    const ort::Value* value = nullptr;
+    api.call(ort::kKernelContextGetInput, static_cast<const ort::KernelContext*>(context), index, &value);
+    return tensor_of(api, value);
   }
 
-  struct Job {
-    const Kernel* kernel;
-    std::vector<Map> maps;
-    Plan plan;
-    int64_t blocks, splits, units, chunk;
-  };
-
-  static void part(void* user, size_t index) {
-    const Job& job = *static_cast<const Job*>(user);
-    const auto i = static_cast<int64_t>(index);
-    const Filter& f = job.kernel->filter;
-    thread_local Buffer scratch;
-    thread_local int64_t size = 0;
-    const int64_t needed = scratch_floats(f, job.plan);
-    if (needed > size) scratch = nullptr, scratch = buffer(needed), size = needed;
-    const int64_t split = i % job.splits, block = i / job.splits % job.blocks, n = i / job.splits / job.blocks;
-    run(job.maps[n], f, job.plan, block * job.plan.units, std::min(job.units, (block + 1) * job.plan.units),
-        split * job.chunk, std::min(f.rows(), (split + 1) * job.chunk), scratch.get());
-  }
-
-  void compute(ort::KernelContext* context) {
-    Tensor in[kInputs];
-    for (size_t i = 0; i < kInputs; i++) {
-      const ort::Value* value = nullptr;
-      if (i == kWeight || i == kFir || i == kWeightGain) continue;
-      api.call(ort::kKernelContextGetInput, static_cast<const ort::KernelContext*>(context), i, &value);
-      in[i] = describe(api, value);
-    }
-    const auto& shape = in[kX].shape;
-    const int64_t n = shape[0], h = shape[2], w = shape[3], up = filter.phases == 4 ? 2 : 1;
-    if (shape.size() != 4 || shape[1] != filter.in || w % kUnit || h % kTile) throw Failure("StyledConv: bad shape");
-    const int64_t out_shape[4] = {n, filter.out, h * up, w * up};
+  float* output(const std::vector<int64_t>& shape) const {
     ort::Value* value = nullptr;
-    api.call(ort::kKernelContextGetOutput, context, size_t{0}, static_cast<const int64_t*>(out_shape), size_t{4}, &value);
-    void* y = nullptr;
-    api.call(ort::kGetTensorMutableData, value, &y);
-    const int64_t pixels = h * up * w * up;
-    Job job{this, {}, {6, 32}, 0, 1, h / kTile * (w / kUnit), filter.rows()};
-    job.blocks = (job.units + job.plan.units - 1) / job.plan.units;
-    if (job.blocks * n < 8 && filter.rows() >= 128) {
-      job.splits = std::min<int64_t>((8 + job.blocks * n - 1) / (job.blocks * n), filter.rows() / 64);
-      job.chunk = (filter.rows() / job.splits + 31) / 32 * 32;
-      job.splits = (filter.rows() + job.chunk - 1) / job.chunk;
-    }
-    for (int64_t k = 0; k < n; k++)
-      job.maps.push_back(Map{in[kX].floats() + k * filter.in * h * w, static_cast<float*>(y) + k * filter.out * pixels,
-                             in[kStyle] ? in[kStyle].floats() + k * filter.in : nullptr,
-                             in[kDemod] ? in[kDemod].floats() + k * filter.out : nullptr,
-                             in[kNoise] ? in[kNoise].floats() : nullptr, in[kBias] ? in[kBias].floats() : nullptr,
-                             scalar(in[kValue], 1), scalar(in[kGain], 1), slope, h, w,
-                             in[kNoise].size() == filter.out * pixels ? pixels : 0,
-                             filter.out * pixels * 4 > (8 << 20)});
-    const auto parts = static_cast<size_t>(n * job.blocks * job.splits);
-    api.call(ort::kKernelContextParallelFor, static_cast<const ort::KernelContext*>(context), &Kernel::part, parts,
-             parts, static_cast<void*>(&job));
+    api.call(ort::kKernelContextGetOutput, context, size_t{0}, shape.data(), shape.size(), &value);
+    void* data = nullptr;
+    api.call(ort::kGetTensorMutableData, value, &data);
+    return static_cast<float*>(data);
+  }
+
+  // part(job, 0 .. parts - 1) on the threads of the session, each part by whoever is free.
+  template <typename Job>
+  void parallel(int64_t parts, Job& job) const {
+    void (*part)(void*, size_t) = [](void* user, size_t i) { (*static_cast<Job*>(user))(static_cast<int64_t>(i)); };
+    api.call(ort::kKernelContextParallelFor, static_cast<const ort::KernelContext*>(context), part,
+             static_cast<size_t>(parts), static_cast<size_t>(parts), static_cast<void*>(&job));
   }
 };
 
-const char* name(const ort::CustomOp*) { return "StyledConv"; }
-const char* provider(const ort::CustomOp*) { return "CPUExecutionProvider"; }
-int input_type(const ort::CustomOp*, size_t i) { return i == kWeight || i == kFir ? ort::kAnyType : ort::kFloat; }
-size_t input_count(const ort::CustomOp*) { return kInputs; }
-int output_type(const ort::CustomOp*, size_t) { return ort::kFloat; }
-size_t output_count(const ort::CustomOp*) { return 1; }
-int input_kind(const ort::CustomOp*, size_t i) { return i <= kWeight ? ort::kRequired : ort::kOptional; }
-int output_kind(const ort::CustomOp*, size_t) { return ort::kRequired; }
-int memory(const ort::CustomOp*, size_t) { return 0; }
-int one(const ort::CustomOp*) { return 1; }
-int last(const ort::CustomOp*) { return 0x7fffffff; }
-ort::Status* create(const ort::CustomOp*, ort::Table table, const ort::KernelInfo* info, void** kernel) {
-  const Api api{table};
-  try {
-    *kernel = new Kernel(api, info);
-    return nullptr;
-  } catch (const std::exception& e) {
-    return api.status(e.what());
+// Memory of this thread, kept for its next part.
+float* scratch(int64_t floats) {
+  thread_local Buffer kept;
+  thread_local int64_t size = 0;
+  if (floats > size) {
+    kept = nullptr, size = 0;
+    kept = buffer(floats), size = floats;
   }
+  return kept.get();
 }
-ort::Status* compute(void* kernel, ort::KernelContext* context) {
-  auto* k = static_cast<Kernel*>(kernel);
-  try {
-    k->compute(context);
-    return nullptr;
-  } catch (const std::exception& e) {
-    return k->api.status(e.what());
-  }
-}
-void destroy(void* kernel) { delete static_cast<Kernel*>(kernel); }
 
-const ort::CustomOp kOp = {ort::kApiVersion, nullptr, name, provider, input_type, input_count, output_type,
-                           output_count, nullptr, destroy, input_kind, output_kind, memory, one, one, one, one,
-                           create, compute, nullptr, one, last, nullptr, nullptr, nullptr, nullptr};
+float scalar(const Tensor& t, float otherwise) { return t ? t.at(0) : otherwise; }
+
+const float* sized(const Tensor& t, int64_t size, const char* otherwise) {
+  expect(!t || t.size() == size, otherwise);
+  return t ? t.floats() : nullptr;
+}
+
+// StyledConv ----------------------------------------------------------------------------------------------------------
+
+class StyledConv {
+ public:
+  enum Input : size_t { kX, kWeight, kStyle, kDemod, kNoise, kBias, kGain, kValue, kFir, kWeightGain, kInputs };
+  static const char* name() { return "StyledConv"; }
+  static bool constant_input(size_t i) { return i == kWeight || i == kFir || i == kWeightGain; }
+
+  StyledConv(const Api& api, const ort::KernelInfo* info) {
+    int64_t up = 0;
+    api.call(ort::kKernelInfoGetAttributeFloat, info, "slope", &slope_);
+    api.call(ort::kKernelInfoGetAttributeInt64, info, "up", &up);
+    const Tensor w = constant(api, info, kWeight), fir = constant(api, info, kFir);
+    const float gain = scalar(constant(api, info, kWeightGain), 1);
+    expect(w.shape.size() == 4 && w.shape[2] == 3 && w.shape[3] == 3, "StyledConv: the weight is no constant [.,.,3,3]");
+    expect(w.shape[0] % kRows == 0 && w.shape[1] % kRows == 0, "StyledConv: channels must be multiples of 4");
+    expect(slope_ >= 0 && slope_ <= 1, "StyledConv: slope must lie in 0..1");
+    float taps[16] = {};
+    if (up) {
+      expect(fir.size() == 16 * w.shape[1], "StyledConv: the FIR is no constant [O,1,4,4]");
+      for (int64_t i = 0; i < fir.size(); i++) {
+        expect(fir.at(i) == fir.at(i % 16), "StyledConv: the FIR differs from channel to channel");
+        taps[i % 16] = fir.at(i);
+      }
+    }
+    const auto make = [&](const auto* p) {
+      return up ? upsampling_filter(p, gain, taps, w.shape[0], w.shape[1])
+                : plain_filter(p, gain, w.shape[1], w.shape[0]);
+    };
+    filter_ = w.type == ort::kFloat16 ? make(static_cast<const Half*>(w.data)) : make(w.floats());
+  }
+
+  void run(const Call& call) const {
+    const Tensor x = call.input(kX), style = call.input(kStyle), demod = call.input(kDemod),
+                 noise = call.input(kNoise), bias = call.input(kBias);
+    expect(x.shape.size() == 4 && x.shape[1] == filter_.in, "StyledConv: x does not have the weight's channels");
+    const int64_t n = x.shape[0], h = x.shape[2], w = x.shape[3], scaling = filter_.phases == 4 ? 2 : 1;
+    expect(w % kUnit == 0 && h % kTile == 0, "StyledConv: the width must be a multiple of 32, the height of 4");
+    const int64_t pixels = h * w * scaling * scaling;
+    const bool by_channel = noise.size() == filter_.out * pixels;
+    float* y = call.output({n, filter_.out, h * scaling, w * scaling});
+    Job job{filter_, {}, Plan{6, 32}, 0, 1, h / kTile * (w / kUnit), filter_.rows()};
+    for (int64_t k = 0; k < n; k++) {
+      Map map{};
+      map.x = x.floats() + k * filter_.in * h * w;
+      map.y = y + k * filter_.out * pixels;
+      map.style = offset(sized(style, n * filter_.in, "StyledConv: style does not fit"), k * filter_.in);
+      map.demod = offset(sized(demod, n * filter_.out, "StyledConv: demod does not fit"), k * filter_.out);
+      map.noise = sized(noise, by_channel ? filter_.out * pixels : pixels, "StyledConv: noise does not fit");
+      map.noise_stride = by_channel ? pixels : 0;
+      map.bias = sized(bias, filter_.out, "StyledConv: bias does not fit");
+      map.gain = scalar(call.input(kGain), 1), map.value = scalar(call.input(kValue), 1), map.slope = slope_;
+      map.height = h, map.width = w;
+      map.stream = filter_.out * pixels * static_cast<int64_t>(sizeof(float)) > kCache;
+      job.maps.push_back(map);
+    }
+    job.blocks = (job.units + job.plan.units - 1) / job.plan.units;
+    if (job.blocks * n < kParts) {  // a small map: every block is shared out by channels
+      const int64_t wanted = (kParts + job.blocks * n - 1) / (job.blocks * n);
+      job.chunk = (filter_.rows() / wanted + kChunk - 1) / kChunk * kChunk;
+      job.splits = (filter_.rows() + job.chunk - 1) / job.chunk;
+    }
+    if (n > 0) call.parallel(n * job.blocks * job.splits, job);
+  }
+
+ private:
+  static constexpr int64_t kCache = 8 << 20, kParts = 8, kChunk = 64;
+
+  struct Job {
+    const Filter& filter;
+    std::vector<Map> maps;
+    Plan plan;
+    int64_t blocks, splits, units, chunk;
+
+    void operator()(int64_t i) const {
+      const int64_t split = i % splits, block = i / splits % blocks, k = i / splits / blocks;
+      styleclip::run(maps[static_cast<size_t>(k)], filter, plan, block * plan.units,
+                     std::min(units, (block + 1) * plan.units), split * chunk,
+                     std::min(filter.rows(), (split + 1) * chunk), scratch(scratch_floats(filter, plan)));
+    }
+  };
+
+  static const float* offset(const float* p, int64_t by) { return p ? p + by : nullptr; }
+
+  Filter filter_;
+  float slope_ = 1;
+};
+
+// StyledRgb -----------------------------------------------------------------------------------------------------------
+
+class StyledRgb {
+ public:
+  enum Input : size_t { kX, kWeight, kStyle, kBias, kPrevious, kFir, kWeightGain, kInputs };
+  static const char* name() { return "StyledRgb"; }
+  static bool constant_input(size_t i) { return i == kWeight || i == kFir || i == kWeightGain; }
+
+  StyledRgb(const Api& api, const ort::KernelInfo* info) {
+    const Tensor w = constant(api, info, kWeight), fir = constant(api, info, kFir);
+    const float gain = scalar(constant(api, info, kWeightGain), 1);
+    expect(w.shape.size() == 4 && w.shape[0] == 3 && w.size() == 3 * w.shape[1] && w.shape[1] % 4 == 0,
+           "StyledRgb: the weight is no constant [3,C,1,1] with C a multiple of 4");
+    expect(!fir || fir.size() == 3 * 16, "StyledRgb: the FIR is no constant [3,1,4,4]");
+    for (int64_t i = 0; i < w.size(); i++) weight_.push_back(gain * w.at(i));
+    for (int64_t i = 0; fir && i < fir.size(); i++) fir_.push_back(fir.at(i));
+  }
+
+  void run(const Call& call) const {
+    const Tensor x = call.input(kX), style = call.input(kStyle), bias = call.input(kBias),
+                 previous = call.input(kPrevious);
+    const auto channels = static_cast<int64_t>(weight_.size() / 3);
+    expect(x.shape.size() == 4 && x.shape[1] == channels, "StyledRgb: x does not have the weight's channels");
+    const int64_t n = x.shape[0], h = x.shape[2], w = x.shape[3];
+    expect(w % (2 * kLanes) == 0 && h % 2 == 0, "StyledRgb: the width must be a multiple of 16, the height of 2");
+    expect(!previous || !fir_.empty(), "StyledRgb: there is no FIR for the previous image");
+    const float* styles = sized(style, n * channels, "StyledRgb: style does not fit");
+    const float* before = sized(previous, n * 3 * h * w / 4, "StyledRgb: the previous image is not half as large");
+    float* rgb = call.output({n, 3, h, w});
+    std::vector<float> weights(static_cast<size_t>(n * 3 * channels));
+    Job job{{}, 4, (h + 3) / 4};
+    for (int64_t k = 0; k < n; k++) {
+      float* scaled = weights.data() + k * 3 * channels;
+      for (int64_t i = 0; i < 3 * channels; i++)
+        scaled[i] = weight_[static_cast<size_t>(i)] * (styles ? styles[k * channels + i % channels] : 1.f);
+      job.maps.push_back(RgbMap{x.floats() + k * channels * h * w, scaled, sized(bias, 3, "StyledRgb: bias does not fit"),
+                                before ? before + k * 3 * h * w / 4 : nullptr, fir_.data(), rgb + k * 3 * h * w, channels,
+                                h, w});
+    }
+    if (n > 0) call.parallel(n * job.strips, job);
+  }
+
+ private:
+  struct Job {
+    std::vector<RgbMap> maps;
+    int64_t rows, strips;
+
+    void operator()(int64_t i) const {
+      const RgbMap& map = maps[static_cast<size_t>(i / strips)];
+      const int64_t first = i % strips * rows;
+      for (int64_t row = first; row < std::min(map.height, first + rows); row++)
+        rgb_row(map, row, scratch(rgb_scratch_floats(map.width)));
+    }
+  };
+
+  std::vector<float> weight_, fir_;
+};
+
+// How ONNX Runtime sees an operator -----------------------------------------------------------------------------------
+
+template <typename Op>
+struct Held {
+  Api api;
+  Op op;
+};
+
+template <typename Op>
+constexpr ort::CustomOp described() {
+  ort::CustomOp d{};
+  d.version = ort::kApiVersion;
+  d.GetName = [](const ort::CustomOp*) { return Op::name(); };
+  d.GetExecutionProviderType = [](const ort::CustomOp*) { return "CPUExecutionProvider"; };
+  d.GetInputType = [](const ort::CustomOp*, size_t i) -> int {
+    return Op::constant_input(i) ? ort::kAnyType : ort::kFloat;
+  };
+  d.GetInputTypeCount = [](const ort::CustomOp*) { return static_cast<size_t>(Op::kInputs); };
+  d.GetOutputType = [](const ort::CustomOp*, size_t) -> int { return ort::kFloat; };
+  d.GetOutputTypeCount = [](const ort::CustomOp*) { return size_t{1}; };
+  d.KernelDestroy = [](void* kernel) { delete static_cast<Held<Op>*>(kernel); };
+  d.GetInputCharacteristic = [](const ort::CustomOp*, size_t i) -> int {
+    return i <= Op::kWeight ? ort::kRequired : ort::kOptional;
+  };
+  d.GetOutputCharacteristic = [](const ort::CustomOp*, size_t) -> int { return ort::kRequired; };
+  d.GetInputMemoryType = [](const ort::CustomOp*, size_t) { return 0; };
+  const auto one = [](const ort::CustomOp*) { return 1; };
+  d.GetVariadicInputMinArity = d.GetVariadicInputHomogeneity = one;
+  d.GetVariadicOutputMinArity = d.GetVariadicOutputHomogeneity = one;
+  d.GetStartVersion = one;
+  d.GetEndVersion = [](const ort::CustomOp*) { return 0x7fffffff; };
+  d.CreateKernelV2 = [](const ort::CustomOp*, ort::Table table, const ort::KernelInfo* info,
+                        void** kernel) -> ort::Status* {
+    const Api api{table};
+    try {
+      *kernel = new Held<Op>{api, Op(api, info)};
+      return nullptr;
+    } catch (const std::exception& error) {
+      return api.status(error.what());
+    }
+  };
+  d.KernelComputeV2 = [](void* kernel, ort::KernelContext* context) -> ort::Status* {
+    const auto& held = *static_cast<const Held<Op>*>(kernel);
+    try {
+      held.op.run(Call{held.api, context});
+      return nullptr;
+    } catch (const std::exception& error) {
+      return held.api.status(error.what());
+    }
+  };
+  return d;
+}
+
+const ort::CustomOp kStyledConv = described<StyledConv>(), kStyledRgb = described<StyledRgb>();
 
 }  // namespace
 
+// What ONNX Runtime calls when the library is registered with a session's options.
 extern "C" ort::Status* RegisterCustomOps(ort::SessionOptions* options, const ort::ApiBase* base) {
   const Api api{base->GetApi(ort::kApiVersion)};
-  if (api.table == nullptr || !ort::check_table(api.table)) return nullptr;  // the session then misses the operator
+  if (api.table == nullptr || !ort::check_table(api.table)) return nullptr;  // its sessions then miss the operators
   try {
-    static ort::Domain* domain = [&] {
+    static ort::Domain* const domain = [&] {  // for the life of the process, as its operators are
       ort::Domain* made = nullptr;
       api.call(ort::kCreateCustomOpDomain, "styleclip_rt", &made);
-      api.call(ort::kCustomOpDomainAdd, made, &kOp);
+      for (const auto* op : {&kStyledConv, &kStyledRgb}) api.call(ort::kCustomOpDomainAdd, made, op);
       return made;
     }();
     api.call(ort::kAddCustomOpDomain, options, domain);
     return nullptr;
-  } catch (const std::exception& e) {
-    return api.status(e.what());
+  } catch (const std::exception& error) {
+    return api.status(error.what());
   }
 }

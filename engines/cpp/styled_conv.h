@@ -12,74 +12,101 @@
 // Vectors hold 8 tiles that lie side by side: 32 pixels of a row. So a width must be a multiple of 32, a height of 4.
 #pragma once
 
-#include <immintrin.h>
+#include "vectors.h"
 
 #include <algorithm>
-#include <cstdint>
-#include <cstdlib>
-#include <cstring>
-#include <memory>
-#include <new>
+#include <cmath>
 
 namespace styleclip {
 
-constexpr int64_t kTile = 4, kPoints = 36, kLanes = 8, kUnit = kTile * kLanes, kRows = 4;
+constexpr int64_t kTile = 4, kPoints = 36, kUnit = kTile * kLanes, kRows = 4;
 
-struct Free {
-  void operator()(void* p) const { std::free(p); }
-};
-using Buffer = std::unique_ptr<float[], Free>;
-
-inline Buffer buffer(int64_t floats) {
-  void* p = std::aligned_alloc(64, (static_cast<size_t>(floats) * sizeof(float) + 63) / 64 * 64);
-  if (p == nullptr) throw std::bad_alloc();
-  return Buffer(static_cast<float*>(p));
-}
-
-// The transformed weights of one layer: [36][rows / 4][in][4], rows = out, or 4 out: one for each phase of the output.
-struct Filter {
-  int64_t in = 0, out = 0, phases = 1;
-  Buffer taps;
-  int64_t rows() const { return out * phases; }
-};
-
-// G g G^T as a matrix of 36 by 9.
+// G g G^T as a matrix of 36 by 9; the points of a direction are 0, 1, -1, 2, -2 and infinity.
 inline void taps_matrix(float matrix[kPoints][9]) {
   static constexpr float G[6][3] = {{6, 0, 0}, {-4, -4, -4}, {-4, 4, -4}, {1, 2, 4}, {1, -2, 4}, {0, 0, 24}};
   for (int p = 0; p < kPoints; p++)
     for (int k = 0; k < 9; k++) matrix[p][k] = G[p / 6][k / 3] * G[p % 6][k % 3] / (24 * 24);
 }
 
-// w [out, in, 3, 3], any type that converts to float, times `gain`.
+// Which rows of the filter a product of four rows makes at a point. `kPlain`: four that follow each other. With four
+// phases (p, q) a channel, two of them agree at the point 1 of a direction when the FIR has a zero at -1, as [1 3 3 1]
+// has: the even and the odd taps of w * fir then have one sum. Such rows are computed once, 121 in place of 144.
+enum Group : int { kPlain = 0, kRowsAgree = 1, kColumnsAgree = 2, kAllAgree = 3 };
+
+struct Filter {
+  int64_t in = 0, out = 0, phases = 1;
+  Buffer taps;  // by point: [rows that are computed / 4][in][4]
+  int64_t start[kPoints] = {};
+  Group group[kPoints] = {};
+  int64_t rows() const { return out * phases; }
+
+  // Rows that four computed ones stand for, and where the four stand among them.
+  static int64_t span(Group g) { return g == kPlain ? 4 : g == kAllAgree ? 16 : 8; }
+  static int64_t place(Group g, int64_t r) {
+    static constexpr int64_t places[4][4] = {{0, 1, 2, 3}, {0, 1, 4, 5}, {0, 2, 4, 6}, {0, 4, 8, 12}};
+    return places[g][r];
+  }
+};
+
+// Lays out and fills the taps: tap(row, k) is the weight that a row takes w[.][k] of channel `input` from, and
+// share[point][k][phase] what a tap k of w adds to a row of that phase at a point.
+template <typename Tap>
+void fill(Filter& filter, const float (*share)[9][4], Tap tap) {
+  int64_t floats = 0;
+  for (int p = 0; p < kPoints; p++) {
+    filter.start[p] = floats;
+    floats += filter.rows() / Filter::span(filter.group[p]) * kRows * filter.in;
+  }
+  filter.taps = buffer(floats);
+  for (const Group g : {kPlain, kRowsAgree, kColumnsAgree, kAllAgree}) {
+    int points[kPoints], count = 0;
+    for (int p = 0; p < kPoints; p++)
+      if (filter.group[p] == g) points[count++] = p;
+    const int64_t span = Filter::span(g);
+    for (int64_t top = 0; count > 0 && top < filter.rows(); top += span)
+      for (int64_t i = 0; i < filter.in; i++) {
+        __m128 weights[9];
+        for (int k = 0; k < 9; k++)
+          weights[k] = _mm_setr_ps(tap(top, i, k), tap(top + Filter::place(g, 1), i, k),
+                                   tap(top + Filter::place(g, 2), i, k), tap(top + Filter::place(g, 3), i, k));
+        for (int n = 0; n < count; n++) {
+          const int p = points[n];
+          __m128 sum = _mm_setzero_ps();
+          for (int k = 0; k < 9; k++) {
+            const float* of = share[p][k];
+            const __m128 shares = filter.phases == 1
+                                      ? _mm_set1_ps(of[0])
+                                      : _mm_setr_ps(of[Filter::place(g, 0) % 4], of[Filter::place(g, 1) % 4],
+                                                    of[Filter::place(g, 2) % 4], of[Filter::place(g, 3) % 4]);
+            sum = _mm_fmadd_ps(shares, weights[k], sum);
+          }
+          _mm_store_ps(filter.taps.get() + filter.start[p] + (top / span * filter.in + i) * kRows, sum);
+        }
+      }
+  }
+}
+
+// w [out, in, 3, 3] of any type that converts to float, times `gain`.
 template <typename T>
 Filter plain_filter(const T* w, float gain, int64_t in, int64_t out) {
-  Filter filter{in, out, 1, buffer(kPoints * in * out)};
-  float matrix[kPoints][9];
+  Filter filter;
+  filter.in = in, filter.out = out;
+  float matrix[kPoints][9], share[kPoints][9][4] = {};
   taps_matrix(matrix);
-  for (int64_t o = 0; o < out; o += kRows)
-    for (int64_t i = 0; i < in; i++) {
-      __m128 g[9];
-      for (int k = 0; k < 9; k++) {
-        alignas(16) float lanes[kRows];
-        for (int64_t r = 0; r < kRows; r++) lanes[r] = gain * static_cast<float>(w[((o + r) * in + i) * 9 + k]);
-        g[k] = _mm_load_ps(lanes);
-      }
-      for (int64_t p = 0; p < kPoints; p++) {
-        __m128 sum = _mm_setzero_ps();
-        for (int k = 0; k < 9; k++) sum = _mm_fmadd_ps(_mm_set1_ps(matrix[p][k]), g[k], sum);
-        _mm_store_ps(filter.taps.get() + ((p * out + o) * in + i * kRows), sum);
-      }
-    }
+  for (int p = 0; p < kPoints; p++)
+    for (int k = 0; k < 9; k++) share[p][k][0] = matrix[p][k];
+  fill(filter, share, [=](int64_t o, int64_t i, int k) { return gain * static_cast<float>(w[(o * in + i) * 9 + k]); });
   return filter;
 }
 
 // w [in, out, 3, 3] of a transposed convolution of stride 2, then fir [4, 4] with a border of 1. The phase (p, q) of an
-// output pixel is a 3x3 convolution of the input with the taps sum_k fir[k] g[p + 1 + k - 2 tap], in both directions.
+// output pixel is a 3x3 convolution of the input with the taps sum_k fir[k] w[p + 1 + k - 2 tap], in both directions.
 template <typename T>
 Filter upsampling_filter(const T* w, float gain, const float fir[16], int64_t in, int64_t out) {
-  Filter filter{in, out, 4, buffer(kPoints * in * out * 4)};
+  Filter filter;
+  filter.in = in, filter.out = out, filter.phases = 4;
   float matrix[kPoints][9], phase[4][9][9] = {};  // phase: [phase][tap of it][tap of w]
-  alignas(16) float composed[kPoints][9][4] = {};
+  float share[kPoints][9][4] = {};
   taps_matrix(matrix);
   for (int f = 0; f < 4; f++)
     for (int tap = 0; tap < 9; tap++)
@@ -90,17 +117,20 @@ Filter upsampling_filter(const T* w, float gain, const float fir[16], int64_t in
   for (int p = 0; p < kPoints; p++)
     for (int k = 0; k < 9; k++)
       for (int f = 0; f < 4; f++)
-        for (int tap = 0; tap < 9; tap++) composed[p][k][f] += matrix[p][tap] * phase[f][tap][k];
-  for (int64_t o = 0; o < out; o++)
-    for (int64_t i = 0; i < in; i++) {
-      __m128 g[9];
-      for (int k = 0; k < 9; k++) g[k] = _mm_set1_ps(gain * static_cast<float>(w[(i * out + o) * 9 + k]));
-      for (int64_t p = 0; p < kPoints; p++) {
-        __m128 sum = _mm_setzero_ps();
-        for (int k = 0; k < 9; k++) sum = _mm_fmadd_ps(_mm_load_ps(composed[p][k]), g[k], sum);
-        _mm_store_ps(filter.taps.get() + ((p * out + o) * in + i) * 4, sum);
-      }
-    }
+        for (int tap = 0; tap < 9; tap++) share[p][k][f] += matrix[p][tap] * phase[f][tap][k];
+  const auto agree = [&](int p, int f, int g) {
+    for (int k = 0; k < 9; k++)
+      if (std::abs(share[p][k][f] - share[p][k][g]) > 1e-6f) return false;
+    return true;
+  };
+  for (int p = 0; p < kPoints; p++) {
+    const bool rows = p / 6 == 1 && agree(p, 0, 2) && agree(p, 1, 3);
+    const bool columns = p % 6 == 1 && agree(p, 0, 1) && agree(p, 2, 3);
+    filter.group[p] = static_cast<Group>((rows ? kRowsAgree : 0) + (columns ? kColumnsAgree : 0));
+  }
+  fill(filter, share, [=](int64_t row, int64_t i, int k) {
+    return gain * static_cast<float>(w[(i * out + row / 4) * 9 + k]);
+  });
   return filter;
 }
 
@@ -117,9 +147,6 @@ struct Map {  // one image of the input and of the output, planar
   bool stream;            // the output is too large for the cache
 };
 
-using V = __m256;
-
-inline V load(const float* p) { return _mm256_loadu_ps(p); }
 inline V lo_hi(const float* low, const float* high) {
   return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(low)), _mm_loadu_ps(high), 1);
 }
@@ -223,10 +250,10 @@ inline void input_unit(const Map& map, const float* x, float style, int64_t row,
   }
 }
 
-// m [4 rows][units][36][8] = taps [in][4] x v [in][lanes], for N = 1..3 units of 8 tiles. The twelve sums are spelt out:
-// as an array, compilers keep them in memory.
+// m [row][units][36][8], four rows at `at`, = taps [in][4] x v [in][lanes], for N = 1..3 units of 8 tiles. The twelve
+// sums are spelt out: as an array, compilers keep them in memory.
 template <int N>
-inline void multiply(const float* taps, const float* v, int64_t in, int64_t lanes, float* m, int64_t row_stride) {
+inline void multiply(const float* taps, const float* v, int64_t in, int64_t lanes, float* m, const int64_t at[kRows]) {
   const V zero = _mm256_setzero_ps();
   V a0 = zero, a1 = zero, a2 = zero, b0 = zero, b1 = zero, b2 = zero;
   V c0 = zero, c1 = zero, c2 = zero, d0 = zero, d1 = zero, d2 = zero;
@@ -253,7 +280,7 @@ inline void multiply(const float* taps, const float* v, int64_t in, int64_t lane
   constexpr int64_t next = kPoints * kLanes;
   const V sums[4][3] = {{a0, a1, a2}, {b0, b1, b2}, {c0, c1, c2}, {d0, d1, d2}};
   for (int r = 0; r < 4; r++)
-    for (int n = 0; n < N; n++) _mm256_store_ps(m + r * row_stride + n * next, sums[r][n]);
+    for (int n = 0; n < N; n++) _mm256_store_ps(m + at[r] + n * next, sums[r][n]);
 }
 
 inline V activated(V acc, V scale, V offset, V slope) {
@@ -261,11 +288,17 @@ inline V activated(V acc, V scale, V offset, V slope) {
   return _mm256_max_ps(y, _mm256_mul_ps(y, slope));  // 0 <= slope <= 1
 }
 
-inline void untransform(const float* m, V y[4][4]) {
+// m: the 36 products of a row of the filter; of a phase (p, q), where the points that agree stand at another phase:
+// `up` floats back in the rows of the point 1, `left` in its columns.
+inline void untransform(const float* m, const Filter& filter, int64_t up, int64_t left, V y[4][4]) {
   V half[4][6];
   for (int v = 0; v < 6; v++) {
     V column[6], out[4];
-    for (int u = 0; u < 6; u++) column[u] = _mm256_load_ps(m + (u * 6 + v) * kLanes);
+    for (int u = 0; u < 6; u++) {
+      const Group g = filter.group[u * 6 + v];
+      const int64_t back = (g & kRowsAgree ? up : 0) + (g & kColumnsAgree ? left : 0);
+      column[u] = _mm256_load_ps(m + (u * 6 + v) * kLanes - back);
+    }
     transform_output(column, out);
     for (int a = 0; a < 4; a++) half[a][v] = out[a];
   }
@@ -291,14 +324,14 @@ inline void finish(const Map& map, float* to, const float* noise, const V* acc, 
 // m: [phases][...][36][8] of one output channel and unit; phase_stride floats apart.
 inline void output_unit(const Map& map, const Filter& filter, int64_t o, int64_t row, int64_t column, const float* m,
                         int64_t phase_stride) {
-  const int64_t up = filter.phases == 4 ? 2 : 1, width = map.width * up, height = map.height * up;
+  const int64_t scaling = filter.phases == 4 ? 2 : 1, width = map.width * scaling, height = map.height * scaling;
   const V scale = _mm256_set1_ps(map.value * (map.demod ? map.demod[o] : 1.f));
   const V bias = _mm256_set1_ps(map.bias ? map.gain * map.bias[o] : 0.f);
-  float* y = map.y + o * height * width + row * up * width + column * up;
-  const float* noise = map.noise ? map.noise + o * map.noise_stride + row * up * width + column * up : nullptr;
-  if (up == 1) {
+  float* y = map.y + o * height * width + (row * width + column) * scaling;
+  const float* noise = map.noise ? map.noise + o * map.noise_stride + (row * width + column) * scaling : nullptr;
+  if (scaling == 1) {
     V pixels[4][4], line[4];
-    untransform(m, pixels);
+    untransform(m, filter, 0, 0, pixels);
     for (int a = 0; a < 4; a++) {
       join4(pixels[a], line);
       finish(map, y + a * width, noise ? noise + a * width : nullptr, line, 4, scale, bias);
@@ -307,8 +340,9 @@ inline void output_unit(const Map& map, const Filter& filter, int64_t o, int64_t
   }
   for (int p = 0; p < 2; p++) {
     V even[4][4], odd[4][4], line[8];
-    untransform(m + (2 * p) * phase_stride, even);
-    untransform(m + (2 * p + 1) * phase_stride, odd);
+    const int64_t up = p * 2 * phase_stride;
+    untransform(m + up, filter, up, 0, even);
+    untransform(m + up + phase_stride, filter, up, phase_stride, odd);
     for (int a = 0; a < 4; a++) {
       V mixed[8];
       for (int b = 0; b < 4; b++) mixed[2 * b] = even[a][b], mixed[2 * b + 1] = odd[a][b];
@@ -327,7 +361,7 @@ inline int64_t scratch_floats(const Filter& f, const Plan& p) {
   return kPoints * (f.in * p.units * kLanes + 16) + p.rows * p.units * kPoints * kLanes;
 }
 
-// Units [first, last) of a map, the rows [begin, end) of the filter (multiples of 4); scratch: `scratch_floats` floats.
+// Units [first, last) of a map, the rows [begin, end) of the filter (multiples of 16, or its end); scratch: `scratch_floats` floats.
 inline void run(const Map& map, const Filter& f, const Plan& plan, int64_t first, int64_t last, int64_t begin,
                 int64_t end, float* scratch) {
   const int64_t across = map.width / kUnit;
@@ -341,17 +375,22 @@ inline void run(const Map& map, const Filter& f, const Plan& plan, int64_t first
                    (start + n) / across * kTile, (start + n) % across * kUnit, v + i * lanes + n * kLanes, plane);
     for (int64_t top = begin; top < end; top += plan.rows) {
       const int64_t rows = std::min(plan.rows, end - top), row_stride = units * kPoints * kLanes;
-      for (int64_t p = 0; p < kPoints; p++)
-        for (int64_t r = 0; r < rows; r += kRows) {
-          const float* taps = f.taps.get() + (p * f.rows() + top + r) * f.in;
+      for (int64_t p = 0; p < kPoints; p++) {
+        const Group g = f.group[p];
+        const int64_t span = Filter::span(g);
+        int64_t at[kRows];
+        for (int64_t r = 0; r < kRows; r++) at[r] = Filter::place(g, r) * row_stride;
+        for (int64_t r = 0; r < rows; r += span) {
+          const float* taps = f.taps.get() + f.start[p] + (top + r) / span * kRows * f.in;
           const float* from = v + p * plane;
           float* to = m + r * row_stride + p * kLanes;
           int64_t n = 0;
           for (; n + 3 <= units; n += 3)
-            multiply<3>(taps, from + n * kLanes, f.in, lanes, to + n * kPoints * kLanes, row_stride);
-          if (units - n == 2) multiply<2>(taps, from + n * kLanes, f.in, lanes, to + n * kPoints * kLanes, row_stride);
-          if (units - n == 1) multiply<1>(taps, from + n * kLanes, f.in, lanes, to + n * kPoints * kLanes, row_stride);
+            multiply<3>(taps, from + n * kLanes, f.in, lanes, to + n * kPoints * kLanes, at);
+          if (units - n == 2) multiply<2>(taps, from + n * kLanes, f.in, lanes, to + n * kPoints * kLanes, at);
+          if (units - n == 1) multiply<1>(taps, from + n * kLanes, f.in, lanes, to + n * kPoints * kLanes, at);
         }
+      }
       for (int64_t r = 0; r < rows; r += f.phases)
         for (int64_t n = 0; n < units; n++)
           output_unit(map, f, (top + r) / f.phases, (start + n) / across * kTile, (start + n) % across * kUnit,

@@ -1,0 +1,78 @@
+// The branch of StyleGAN2 that leads to colours (Karras et al. 2020, figure 7), in one pass over the map:
+//
+//   rgb = conv1x1(x * s, w) + bias + upsample(previous)
+//
+// Three channels are written for C that are read, so the time is that of reading x once.
+#pragma once
+
+#include "vectors.h"
+
+#include <algorithm>
+
+namespace styleclip {
+
+struct RgbMap {  // one image, planar
+  const float* x;         // [channels, H, W]
+  const float* weight;    // [3, channels], times the style
+  const float* bias;      // [3] or null
+  const float* previous;  // [3, H / 2, W / 2] or null
+  const float* fir;       // [16]: a transposed convolution of stride 2 with a border of 1
+  float* rgb;             // [3, H, W]
+  int64_t channels, height, width;
+};
+
+inline int64_t rgb_scratch_floats(int64_t width) { return 4 * (width / 2 + 4 * kLanes); }
+
+// One row of the doubled image, added to `to`. Even places read the taps 1 and 3 of a row, odd ones 0 and 2; so do rows.
+inline void add_upsampled(const float* previous, const float* fir, int64_t height, int64_t width, int64_t row, float* to,
+                          float* scratch) {
+  const int64_t h = height / 2, w = width / 2, stride = w + 4 * kLanes;
+  const int64_t near = row / 2, far = row % 2 ? near + 1 : near - 1;
+  const float *near_taps = fir + (row % 2 ? 2 : 1) * 4, *far_taps = fir + (row % 2 ? 0 : 3) * 4;
+  const bool has_far = far >= 0 && far < h;
+  float* sums[4];  // sums[k][m]: both rows of `previous` at m, with the taps of column k; a zero at either end
+  for (int k = 0; k < 4; k++) {
+    sums[k] = scratch + k * stride + kLanes;
+    sums[k][-1] = sums[k][w] = 0;
+    for (int64_t m = 0; m < w; m++)
+      sums[k][m] = near_taps[k] * previous[near * w + m] + (has_far ? far_taps[k] * previous[far * w + m] : 0.f);
+  }
+  for (int64_t m = 0; m < w; m += kLanes) {
+    alignas(32) float pairs[2 * kLanes];
+    store_pairs(pairs, _mm256_add_ps(load(sums[1] + m), load(sums[3] + m - 1)),
+                _mm256_add_ps(load(sums[0] + m + 1), load(sums[2] + m)));
+    for (int64_t half = 0; half < 2; half++) {
+      float* at = to + 2 * m + half * kLanes;
+      _mm256_storeu_ps(at, _mm256_add_ps(load(at), _mm256_load_ps(pairs + half * kLanes)));
+    }
+  }
+}
+
+// Row `row`; the width is a multiple of 16, the channels of 4; scratch: `rgb_scratch_floats(width)` floats.
+inline void rgb_row(const RgbMap& map, int64_t row, float* scratch) {
+  const int64_t plane = map.height * map.width;
+  float* to[3];
+  for (int k = 0; k < 3; k++) {
+    to[k] = map.rgb + k * plane + row * map.width;
+    std::fill_n(to[k], map.width, map.bias ? map.bias[k] : 0.f);
+    if (map.previous)
+      add_upsampled(map.previous + k * plane / 4, map.fir + k * 16, map.height, map.width, row, to[k], scratch);
+  }
+  for (int64_t c = 0; c < map.channels; c += 4) {
+    const float* x = map.x + c * plane + row * map.width;
+    V w[3][4];
+    for (int k = 0; k < 3; k++)
+      for (int j = 0; j < 4; j++) w[k][j] = _mm256_set1_ps(map.weight[k * map.channels + c + j]);
+    for (int64_t m = 0; m < map.width; m += kLanes) {
+      const V x0 = load(x + m), x1 = load(x + plane + m), x2 = load(x + 2 * plane + m), x3 = load(x + 3 * plane + m);
+      for (int k = 0; k < 3; k++) {
+        V sum = _mm256_fmadd_ps(w[k][0], x0, load(to[k] + m));
+        sum = _mm256_fmadd_ps(w[k][1], x1, sum);
+        sum = _mm256_fmadd_ps(w[k][2], x2, sum);
+        _mm256_storeu_ps(to[k] + m, _mm256_fmadd_ps(w[k][3], x3, sum));
+      }
+    }
+  }
+}
+
+}  // namespace styleclip
