@@ -35,8 +35,8 @@ FEATURES = ("avx2", "fma", "f16c")
 """What `FLAGS` asks of the CPU, as /proc/cpuinfo calls it."""
 COMPILERS = ("c++", "g++", "clang++")
 """In this order, after $CXX and before the wheel ziglang."""
-ZIG_FLAGS = ("-target", "x86_64-linux-gnu.2.17")
-"""Zig takes this machine's own CPU and C library for its target where it is told none."""
+ZIG_FLAGS = ("-target", "x86_64-linux-gnu.2.17", "-s")
+"""Zig takes this machine's own CPU and C library for its target where it is told none, and keeps symbols."""
 MEND = "styleclip-rt kernels"
 EXTRA = "python -m pip install 'styleclip-rt[kernels]'"
 PATIENCE_S = 600.0
@@ -218,7 +218,7 @@ def _compiled(command: list[str], cache: PlanCache, wanted: dict[str, Any], say:
     stem = cache.path(wanted).stem
     for left in cache.folder.glob(f".{stem}.*.build"):  # of a build that was killed
         rmtree(left, ignore_errors=True)
-    say(f"compiling the kernels with {_version(command)}, once on this machine; it takes some seconds")
+    say(f"compiling the kernels with {_version(command)}, once on this machine")
     with tempfile.TemporaryDirectory(prefix=f".{stem}.", suffix=".build", dir=cache.folder) as folder:
         out = Path(folder) / "kernels.so"
         flags = [*FLAGS, *(ZIG_FLAGS if "ziglang" in command else ())]
