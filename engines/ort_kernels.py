@@ -1,0 +1,115 @@
+"""ONNX Runtime on the CPU with custom operators of our own: the engine, how a new library proves itself, its building.
+
+The file stays as it is; what fits is rewritten in memory by `ort_forms`, and everything else runs as ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from . import kernels, kernels_trial, ort_forms
+from .errors import EngineUnavailable, StyleclipError
+from .ort import OrtEngine, open_session, version
+from .session import first_line
+from .spec import GraphSpec
+
+MAX_ERROR = 1e-3
+"""Of the trial graph, largest difference over largest value; tiles in float32 come to about 1e-6."""
+
+
+class OrtKernelsEngine(OrtEngine):
+    """One ONNX file in ONNX Runtime, its styled convolutions by the library of `kernels`."""
+
+    backend: ClassVar[str] = "onnxruntime-kernels"
+    providers: ClassVar[dict[str, str]] = {"cpu": "cpu"}
+
+    def __init__(
+        self,
+        model: Path | bytes,
+        spec: GraphSpec | None = None,
+        device: str = "cpu",
+        threads: int | None = None,
+        operators: str | None = None,
+    ) -> None:
+        """As `OrtEngine`; operators: path of the library, None for the one that is kept on this machine.
+
+        Raises:
+            EngineUnavailable: the library is not built or cannot run here, or `device` is not `"cpu"`.
+            EngineError: the file cannot be loaded.
+            BundleError: the file is not what `spec` says.
+        """
+        self._operators = operators
+        super().__init__(model, spec, device, threads)
+
+    def _open(self, model: Path | bytes, provider: str, threads: int) -> Any:
+        operators = self._operators or kept_operators()
+        graph = ort_forms.styled(model)
+        if graph is None:
+            return super()._open(model, provider, threads)
+        return open_session(model, provider, threads, graph, operators)
+
+
+def kept_operators() -> str:
+    """The path under which the kept library of this machine can be loaded; it is tried once per ONNX Runtime.
+
+    Raises:
+        EngineUnavailable: it is not built, or cannot run here.
+        Refused: it was found wrong when it was built.
+        EngineError: the cache cannot be used.
+    """
+    reason = kernels.unsupported()
+    library = None if reason else kernels.built()
+    if library is None:
+        reason = reason or kernels.NOT_BUILT
+    elif library.made.onnxruntime != version():
+        reason = library_fault(library.content)
+    if library is None or reason:
+        mend = kernels.mend(reason)
+        raise EngineUnavailable(
+            f"ONNX Runtime cannot run with own kernels: {reason}" + (f"; run: {mend}" if mend else "")
+        )
+    return kernels.path_in_memory(library.content)
+
+
+@lru_cache(maxsize=4)
+def library_fault(content: bytes) -> str:
+    """What is wrong with a library, "" if the trial graph gives with it what it gives without."""
+    try:
+        operators = kernels.path_in_memory(content)
+        if ort_forms.styled(kernels_trial.graph()) is None:
+            return "the trial graph does not use it"
+        with (
+            OrtEngine(kernels_trial.graph(), threads=1) as plain,
+            OrtKernelsEngine(kernels_trial.graph(), threads=2, operators=operators) as own,
+        ):
+            for batch in (1, 3):
+                feeds = kernels_trial.feeds(batch)
+                found, wanted = own.run(feeds), plain.run(feeds)
+                error = max(float(np.abs(found[n] - y).max() / np.abs(y).max()) for n, y in wanted.items())
+                if not error <= MAX_ERROR:
+                    return f"it computes wrongly: the trial graph is off by {error:.1e} at batch {batch}"
+    except StyleclipError as error:
+        return str(error)
+    except Exception as error:  # a version of ONNX Runtime that nobody has tried: whatever it raises, it does not run
+        return f"the trial graph ended in {type(error).__name__}: {first_line(error)}"
+    return ""
+
+
+def engine_fault() -> str:
+    """Why the engine does not run here, "" if the kept library has just passed its trial."""
+    reason = kernels.fault()
+    library = None if reason else kernels.built()
+    return reason if library is None else library_fault(library.content)
+
+
+def build_kernels(say: Callable[[str], None], rebuild: bool = False) -> tuple[kernels.Library, bool]:
+    """The library of this machine, tried, and whether it was built just now; see `kernels.build` for what it raises.
+
+    say: hears what takes time. Also raises MissingDependency without ONNX Runtime.
+    """
+    return kernels.build(library_fault, version(), say, rebuild)
