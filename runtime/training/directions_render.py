@@ -24,13 +24,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import directions_engine
+from . import directions_engine, directions_kernels
 from .directions_engine import Rgbs
+from .directions_kernels import EPS, KernelLayer, KernelNetwork
 from .networks.clip import area_matrix
 from .networks.stylegan2 import SQRT2, Generator, Layer, ToRGB, fir_kernel
 
-EPS = 1e-8
-Folded = tuple[int, "FoldedLayer"]
+Folded = tuple[int, "FoldedLayer | KernelLayer"]
 
 
 @dataclass(frozen=True)
@@ -218,12 +218,20 @@ class Opened:
         return clamped(F.leaky_relu_(torch.addcmul(offset, y, d[:, :, None, None]), 0.2), layer.clamp)
 
 
+def best_engine(generator: Generator) -> str:
+    """The fastest way to render `generator` here: "kernels", "openvino" or "torch"."""
+    if directions_kernels.usable(generator):
+        return "kernels"
+    return "openvino" if directions_engine.usable(generator) else "torch"
+
+
 class Renderer:
     """Pictures of one generator for CLIP. `front` None: at full size, for an encoder that resizes by itself.
 
     render_at: pictures are followed up to the layers of this resolution alone; what those above add to the RGB skip is
     taken from the unmoved image. An approximation, for channels of that resolution and below. None: all layers.
-    engine: "torch", or "openvino" for the layers above the moved one; None: OpenVINO where `directions_engine.usable`.
+    engine: "kernels" for every other layer than the moved one, "openvino" for those above it, or "torch"; None: the
+    first of these that is usable.
     """
 
     def __init__(
@@ -234,7 +242,8 @@ class Renderer:
         engine: str | None = None,
     ) -> None:
         self.generator, self.layers, self.render_at = generator, generator.style_layers, render_at
-        self.engine = engine or ("openvino" if directions_engine.usable(generator) else "torch")
+        self.engine = engine or best_engine(generator)
+        self.network = KernelNetwork(generator) if self.engine == "kernels" else None
         self.resolutions = [int(layer.name.split(".")[0][1:]) for layer in self.layers]
         views = view_matrices(generator.config.resolutions, front)
         home = next(generator.parameters()).device
@@ -261,16 +270,20 @@ class OpenedImage:
         first = next(iter(renderer.generator.blocks.values()))
         x: Tensor = first.const[None].contiguous(memory_format=torch.channels_last)  # type: ignore[operator]
         self.below: Tensor | float = 0.0  # what the toRGB layers below add to the picture
+        network = renderer.network
         for i in range(index):
-            y = modules[i](x, styles[i][None])
+            y = network.layer(i, styles[i])(x) if network else modules[i](x, styles[i][None])
             if isinstance(modules[i], ToRGB):
                 self.below = self.below + renderer.look(y, renderer.resolutions[i])
             else:
                 x = y
         rest = range(index + 1, len(modules))
         self.resolution = renderer.resolutions[index]
-        self.above: list[Folded] = [(renderer.resolutions[i], FoldedLayer(modules[i], styles[i])) for i in rest]
-        self.layer = Opened(modules[index], x, styles[index])
+        self.above: list[Folded] = [
+            (renderer.resolutions[i], network.layer(i, styles[i]) if network else FoldedLayer(modules[i], styles[i]))
+            for i in rest
+        ]
+        self.layer = Opened(modules[index], x.clone() if network else x, styles[index])  # x may be overwritten
         self.compiled: tuple[tuple[int, ...], Rgbs] | None = None
         if isinstance(modules[index], ToRGB):  # its channels change nothing above: that is rendered once
             self.below, self.above = self.below + self._sum(self._rgbs(x)), []
@@ -290,6 +303,8 @@ class OpenedImage:
 
     def _run(self, x: Tensor) -> list[tuple[int, Tensor]]:
         """What every toRGB above adds to the skip of moved features x, by the renderer's engine."""
+        if self.renderer.engine == "kernels":
+            return self._rgbs(x)
         if self.renderer.engine == "torch" or not self.above:
             return self._rgbs(x.contiguous(memory_format=torch.channels_last))
         if self.compiled is None or self.compiled[0] != tuple(x.shape):
@@ -297,7 +312,7 @@ class OpenedImage:
         return self.compiled[1](x)
 
     def _rgbs(self, x: Tensor) -> list[tuple[int, Tensor]]:
-        """The same by PyTorch."""
+        """The same layer by layer."""
         found = []
         for resolution, layer in self.above:
             if layer.is_rgb:
