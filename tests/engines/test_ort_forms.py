@@ -1,12 +1,8 @@
-"""A graph with the operators of ONNX Runtime's kernels: where they come, where they do not, and what they compute."""
+"""A graph with the operators of ONNX Runtime's kernels: where they come, and where they do not."""
 
 from __future__ import annotations
 
-import math
-import shutil
-import subprocess
 from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,124 +18,6 @@ onnx = pytest.importorskip("onnx", reason="the graphs are built with onnx")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 GRAPHS = "runtime/data/toyfaces-bundle/graphs"
-FOLDER = "session.model_external_initializers_file_folder_path"
-FIR = np.outer([1, 3, 3, 1], [1, 3, 3, 1]).astype(np.float32) / 16
-
-
-class Layers:
-    """A graph in the making. The layer that `styled` makes of StyleGAN2 is what the exporter writes, or nearly so."""
-
-    def __init__(self):
-        self.nodes, self.constants, self.inputs, self.outputs = [], [], {}, {}
-        self.rng = np.random.default_rng(7)
-        self.constant("axes", np.array([2, 3]), np.int64)
-
-    def constant(self, name, array, dtype=np.float32):
-        self.constants.append(numpy_helper.from_array(np.asarray(array, dtype=dtype), name))
-        return name
-
-    def normal(self, name, *shape, dtype=np.float32, scale=1.0):
-        return self.constant(name, scale * self.rng.standard_normal(shape), dtype)
-
-    def op(self, kind, inputs, output, **attributes):
-        self.nodes.append(helper.make_node(kind, inputs, [output], name=f"node {output}", **attributes))
-        return output
-
-    def pair(self, kind, swap, a, b, output):
-        return self.op(kind, [b, a] if swap else [a, b], output)
-
-    def column(self, name, channels, given):
-        self.inputs[given] = ["N", channels]
-        return self.op("Unsqueeze", [given, "axes"], name)
-
-    def weight(self, name, stored, *shape, swap=False):
-        """float32, or float16 behind a Cast, or that times a gain."""
-        scale = 1 / math.sqrt(math.prod(shape) / min(shape[:2]))
-        if stored == "float32":
-            return self.normal(name, *shape, scale=scale)
-        self.normal(f"{name}.f16", *shape, dtype=np.float16, scale=scale)
-        if stored == "float16":
-            return self.op("Cast", [f"{name}.f16"], name, to=TensorProto.FLOAT)
-        self.op("Cast", [f"{name}.f16"], f"{name}.f32", to=TensorProto.FLOAT)
-        return self.pair("Mul", swap, f"{name}.f32", self.constant(f"{name}.gain", 1.5), name)
-
-    def styled(
-        self, x="x", y="y", up=False, stored="gain", offset="parts", swap=False, size=(32, 64), channels=(8, 12)
-    ):
-        """One layer; size: height and width of its output."""
-        inputs, outputs = channels
-        style, demod = self.column(f"{y}.style", inputs, f"{y}.s"), self.column(f"{y}.demod", outputs, f"{y}.d")
-        shape = (inputs, outputs, 3, 3) if up else (outputs, inputs, 3, 3)
-        w = self.weight(f"{y}.w", stored, *shape, swap=swap)
-        c = self.pair("Mul", swap, x, style, f"{y}.m")
-        if up:
-            self.constant(f"{y}.fir", np.broadcast_to(FIR, (outputs, 1, 4, 4)))
-            t = self.op("ConvTranspose", [c, w], f"{y}.t", strides=[2, 2])
-            c = self.op("Conv", [t, f"{y}.fir"], f"{y}.c", pads=[1] * 4, group=outputs, kernel_shape=[4, 4])
-        else:
-            c = self.op("Conv", [c, w], f"{y}.c", pads=[1] * 4, auto_pad="NOTSET")
-        v = self.pair("Mul", swap, self.constant(f"{y}.value", 0.7), c, f"{y}.v")
-        p = self.pair("Mul", swap, v, demod, f"{y}.p")
-        self.op(
-            "LeakyRelu",
-            [self.pair("Add", swap, self.offset(y, offset, swap, outputs, size), p, f"{y}.a")],
-            y,
-            alpha=0.2,
-        )
-        return y
-
-    def offset(self, y, kind, swap, channels, size):
-        """(noise + bias) * gain; `kind` says how much of that is folded."""
-        if kind == "folded":
-            return self.normal(f"{y}.offset", channels, *size)
-        gain = self.constant(f"{y}.gain", 1.4)
-        if kind == "scaled":
-            return self.pair("Mul", swap, self.normal(f"{y}.sum", channels, *size), gain, f"{y}.offset")
-        self.pair("Add", swap, self.normal(f"{y}.noise", *size), self.normal(f"{y}.bias", channels, 1, 1), f"{y}.sum")
-        return self.pair("Mul", swap, f"{y}.sum", gain, f"{y}.offset")
-
-    def rgb(self, x="y", name="rgb", previous="", channels=12, stored="gain", swap=False):
-        style = self.column(f"{name}.style", channels, f"{name}.s")
-        w = self.weight(f"{name}.w", stored, 3, channels, 1, 1, swap=swap)
-        m = self.pair("Mul", swap, x, style, f"{name}.m")
-        c = self.op("Conv", [m, w, self.normal(f"{name}.b", 3)], f"{name}.c" if previous else name)
-        if previous:
-            self.constant(f"{name}.fir", np.broadcast_to(FIR, (3, 1, 4, 4)))
-            about = {"strides": [2, 2], "pads": [1] * 4, "group": 3}
-            u = self.op("ConvTranspose", [previous, f"{name}.fir"], f"{name}.u", **about)
-            self.pair("Add", swap, c, u, name)
-        return name
-
-    def model(self):
-        ins, outs = (
-            [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in table.items()]
-            for table in (self.inputs, self.outputs)
-        )
-        graph = helper.make_graph(self.nodes, "test", ins, outs, self.constants)
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-
-
-def one_layer(**options):
-    """A graph of one layer, an onnx.ModelProto."""
-    layers = Layers()
-    layers.styled(**options)
-    (height, width), (inputs, outputs) = options.get("size", (32, 64)), options.get("channels", (8, 12))
-    half = 2 if options.get("up") else 1
-    layers.inputs["x"] = ["N", inputs, height // half, width // half]
-    layers.outputs["y"] = ["N", outputs, height, width]
-    return layers.model()
-
-
-def two_colours(swap=False, stored="gain"):
-    """Two layers of 32 and 64 pixels, each with its branch to colours; the second adds the first, doubled."""
-    layers = Layers()
-    layers.inputs["x"] = ["N", 8, 32, 32]
-    layers.styled(size=(32, 32))
-    layers.rgb(stored=stored, swap=swap)
-    layers.styled("y", "z", up=True, size=(64, 64), channels=(12, 4))
-    layers.rgb("z", "image", previous="rgb", channels=4, stored=stored, swap=swap)
-    layers.outputs["image"] = ["N", 3, 64, 64]
-    return layers.model()
 
 
 def rewritten(model):
@@ -169,8 +47,8 @@ OFFSETS = {
 @pytest.mark.parametrize("offset", OFFSETS)
 @pytest.mark.parametrize("stored", STORED)
 @pytest.mark.parametrize("up", [False, True])
-def test_every_form_of_a_layer_becomes_one_node(up, stored, offset, swap):
-    before = one_layer(up=up, stored=stored, offset=offset, swap=swap, size=(8, 64))
+def test_every_form_of_a_layer_becomes_one_node(styled_graphs, up, stored, offset, swap):
+    before = styled_graphs.one_layer(up=up, stored=stored, offset=offset, swap=swap, size=(8, 64))
     after = rewritten(before)
     onnx.checker.check_model(after)
     (node,) = ours(after)
@@ -190,8 +68,8 @@ def test_every_form_of_a_layer_becomes_one_node(up, stored, offset, swap):
 
 @pytest.mark.parametrize("swap", [False, True])
 @pytest.mark.parametrize("stored", STORED)
-def test_the_branches_to_colours_become_one_node_each(stored, swap):
-    after = rewritten(two_colours(swap, stored))
+def test_the_branches_to_colours_become_one_node_each(styled_graphs, stored, swap):
+    after = rewritten(styled_graphs.two_colours(swap, stored))
     onnx.checker.check_model(after)
     assert [n.op_type for n in ours(after)] == ["StyledConv", "StyledRgb", "StyledConv", "StyledRgb"]
     assert {n.op_type for n in after.graph.node} == {"StyledConv", "StyledRgb", "Unsqueeze"}
@@ -349,18 +227,18 @@ OTHER_LAYERS = {
 
 
 @pytest.mark.parametrize("variant", OTHER_LAYERS)
-def test_a_layer_that_differs_stays(variant):
+def test_a_layer_that_differs_stays(styled_graphs, variant):
     options, edit = OTHER_LAYERS[variant]
-    model = one_layer(**options)
+    model = styled_graphs.one_layer(**options)
     if edit is not None:
         assert rewritten(model) is not None, "the layer is one of ours before the change"
         edit(model)
     assert rewritten(model) is None
 
 
-def test_what_is_around_a_layer_stays():
+def test_what_is_around_a_layer_stays(styled_graphs):
     """The layer of 32 pixels goes; that of 48 stays node by node, and what both read stays for it."""
-    layers = Layers()
+    layers = styled_graphs.Layers()
     layers.inputs["x"] = ["N", 12, 48, 48]
     layers.styled(y="z", size=(48, 48), channels=(12, 12))
     layers.op("Resize", ["z", "", "", layers.constant("sizes", [1, 12, 32, 32], np.int64)], "small")
@@ -391,16 +269,16 @@ OTHER_COLOURS = {
 
 
 @pytest.mark.parametrize("variant", OTHER_COLOURS)
-def test_a_branch_to_colours_that_differs_stays(variant):
+def test_a_branch_to_colours_that_differs_stays(styled_graphs, variant):
     edit, expected = OTHER_COLOURS[variant]
-    model = two_colours()
+    model = styled_graphs.two_colours()
     edit(model)
     found = [node.output[0] for node in ours(rewritten(model)) if node.op_type == "StyledRgb"]
     assert found == expected
 
 
-def test_colours_of_a_map_that_no_kernel_made_stay():
-    layers = Layers()
+def test_colours_of_a_map_that_no_kernel_made_stay(styled_graphs):
+    layers = styled_graphs.Layers()
     layers.inputs["x"] = ["N", 8, 48, 48]
     layers.styled(size=(48, 48))
     layers.rgb()
@@ -412,10 +290,10 @@ def test_colours_of_a_map_that_no_kernel_made_stay():
 
 
 @pytest.fixture
-def outside(tmp_path):
+def outside(styled_graphs, tmp_path):
     """The path of a graph of a layer that doubles, every tensor of some size in a file beside it."""
     path = tmp_path / "layer.onnx"
-    model = one_layer(up=True)
+    model = styled_graphs.one_layer(up=True)
     onnx.save(model, path, save_as_external_data=True, location="weights.bin", size_threshold=100)
     return path
 
@@ -442,18 +320,17 @@ def test_a_filter_that_cannot_be_read_is_not_taken_for_the_same_in_every_channel
     assert styled(outside.read_bytes() if damage == "in memory" else outside) is None
 
 
-@pytest.mark.parametrize(
-    "data", [b"", b"\x07graph", one_layer().SerializeToString()[:-7]], ids=["empty", "text", "cut"]
-)
-def test_what_is_no_graph_is_refused(tmp_path, data):
+@pytest.mark.parametrize("damage", ["empty", "text", "cut"])
+def test_what_is_no_graph_is_refused(styled_graphs, tmp_path, damage):
+    good = styled_graphs.one_layer().SerializeToString()
     with pytest.raises(EngineError, match="cannot load a graph in memory"):
-        styled(data)
+        styled({"empty": b"", "text": b"\x07graph", "cut": good[:-7]}[damage])
     with pytest.raises(EngineError, match=r"cannot load .*absent\.onnx"):
         styled(tmp_path / "absent.onnx")
 
 
-def test_two_graphs_in_one_file_are_left_to_the_library():
-    data = one_layer().SerializeToString()
+def test_two_graphs_in_one_file_are_left_to_the_library(styled_graphs):
+    data = styled_graphs.one_layer().SerializeToString()
     assert styled(data) is not None
     assert styled(data + data) is None
 
@@ -467,8 +344,8 @@ def test_deep_nesting_is_refused():
 
 
 @given(st.data())
-def test_no_damage_ends_in_anything_but_an_error_of_ours(data):
-    bad = bytearray(one_layer(size=(4, 32), channels=(4, 4), offset="folded").SerializeToString())
+def test_no_damage_ends_in_anything_but_an_error_of_ours(styled_graphs, data):
+    bad = bytearray(styled_graphs.one_layer(size=(4, 32), channels=(4, 4), offset="folded").SerializeToString())
     for _ in range(data.draw(st.integers(1, 4))):
         bad[data.draw(st.integers(0, len(bad) - 1))] = data.draw(st.integers(0, 255))
     with suppress(EngineError):
@@ -496,90 +373,3 @@ def test_all_layers_of_the_shipped_graphs_from_32_pixels_on(root, graph):
 @pytest.mark.parametrize("graph", ["invert", "encode_image", "mapping", "synthesize_head.b32.conv1"])
 def test_shipped_graphs_without_such_layers_stay(root, graph):
     assert styled(root / f"{GRAPHS}/{graph}.onnx") is None
-
-
-# Numbers --------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="session")
-def operators(root, tmp_path_factory):
-    """The path of the library of the operators, compiled here."""
-    compiler, about = shutil.which("c++"), Path("/proc/cpuinfo")
-    lacking = {"avx2", "fma", "f16c"} - set(about.read_text().split() if about.exists() else ())
-    if compiler is None or lacking:
-        pytest.skip("no c++ here" if compiler is None else f"the kernels need a CPU with {', '.join(sorted(lacking))}")
-    library = tmp_path_factory.mktemp("operators") / "operators.so"
-    flags = ["-O3", "-std=c++17", "-mavx2", "-mfma", "-mf16c", "-fPIC", "-shared"]
-    subprocess.run([compiler, *flags, "-o", library, root / "engines/cpp/ort_kernels.cpp"], check=True)
-    return str(library)
-
-
-@pytest.fixture
-def runs(operators):
-    """A function of a graph, its file or its bytes, and of its feeds: the outputs of the plain and the styled graph."""
-    import onnxruntime
-
-    def run(model, feeds, threads=2):
-        results = []
-        for data in (model if isinstance(model, bytes) else model.read_bytes(), styled(model)):
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = threads
-            options.register_custom_ops_library(operators)
-            if isinstance(model, Path):
-                options.add_session_config_entry(FOLDER, str(model.parent))
-            session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-            results.append(session.run(None, feeds(session.get_inputs())))
-        return results
-
-    return run
-
-
-def random_feeds(batch):
-    """Normal values for every input; styles and demodulations around 1."""
-
-    def feeds(inputs):
-        rng = np.random.default_rng(5)
-        shapes = {i.name: [size if isinstance(size, int) else batch for size in i.shape] for i in inputs}
-        normal = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
-        near_one = {name for name in shapes if name.rpartition(".")[2] in ("s", "d")}
-        return {name: (x * 0.3 + 1 if name in near_one else x).astype(np.float32) for name, x in normal.items()}
-
-    return feeds
-
-
-@pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize(
-    ("stored", "offset", "swap"), [("gain", "parts", True), ("float32", "folded", False), ("float16", "scaled", False)]
-)
-@pytest.mark.parametrize("up", [False, True])
-def test_the_node_computes_what_the_layer_does(runs, up, stored, offset, swap, batch):
-    model = one_layer(up=up, stored=stored, offset=offset, swap=swap, size=(40, 128), channels=(12, 20))
-    (expected,), (found,) = runs(model.SerializeToString(), random_feeds(batch))
-    assert found.shape == expected.shape == (batch, 20, 40, 128)
-    assert np.abs(found - expected).max() < 1e-4
-    assert 0.5 < expected.std() < 5
-
-
-@pytest.mark.parametrize("batch", [1, 3])
-def test_the_branches_to_colours_compute_what_they_did(runs, batch):
-    (expected,), (found,) = runs(two_colours().SerializeToString(), random_feeds(batch))
-    assert found.shape == expected.shape == (batch, 3, 64, 64)
-    assert np.abs(found - expected).max() < 1e-4
-    assert expected.std() > 0.5
-
-
-@pytest.mark.parametrize("graph", ["synthesize", "synthesize_head.b64.conv1"])
-def test_a_shipped_graph_computes_what_it_did(runs, root, graph):
-    before, after = runs(root / f"{GRAPHS}/{graph}.onnx", random_feeds(2))
-    for expected, found in zip(before, after, strict=True):
-        assert np.abs(found - expected).max() < 1e-4
-        assert expected.std() > 0.1
-
-
-@pytest.mark.parametrize("graph", ["synthesize_u8", *SLICES])
-def test_a_shipped_picture_is_the_same_but_for_rounding(runs, root, graph):
-    (expected,), (found,) = runs(root / f"{GRAPHS}/{graph}.onnx", random_feeds(2))
-    assert found.dtype == expected.dtype == np.uint8
-    assert np.abs(found.astype(int) - expected).max() <= 1
-    assert (found != expected).mean() < 1e-3
-    assert expected.std() > 10
