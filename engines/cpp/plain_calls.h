@@ -57,8 +57,8 @@ int guarded(Body body) {
 
 extern "C" {
 
-// w [out, in, 3, 3], or with fir* [4, 4]: w [in, out, 3, 3] of an up-sampling layer. Null where memory cannot be had, or
-// the FIR is no outer product.
+// w [out, in, 3, 3], or with fir* [4, 4]: w [in, out, 3, 3] of an up-sampling layer. Null where memory cannot be had,
+// or the FIR is no outer product.
 void* styleclip_conv_new(const float* w, const float* fir, int64_t in, int64_t out) {
   auto made = std::make_unique<styleclip::PlainLayer>();
   bool right = true;

@@ -181,8 +181,8 @@ inline void input_unit(const Map& map, const float* x, float style, int64_t row,
   }
 }
 
-// Four rows of m, `row_stride` apart, at `at`[0..N) = taps [in][4] x v [in][lanes], for N = 1..3 vectors. The twelve sums
-// are spelt out: as an array, compilers keep them in memory.
+// Four rows of m, `row_stride` apart, at `at`[0..N) = taps [in][4] x v [in][lanes], for N = 1..3 vectors. The twelve
+// sums are spelt out: as an array, compilers keep them in memory.
 template <int N>
 inline void multiply(const float* taps, const float* v, int64_t in, int64_t lanes, float* m, int64_t row_stride,
                      const int64_t at[3]) {

@@ -47,7 +47,8 @@ struct UpFilter {
     float share[kSets][9];
     for (int set = 0; set < kSets; set++) {
       const Products of = products_of(set);
-      const float *rows = G[of.row_point < 0 ? 5 : of.row_point], *columns = G[of.column_point < 0 ? 5 : of.column_point];
+      const float* rows = G[of.row_point < 0 ? 5 : of.row_point];
+      const float* columns = G[of.column_point < 0 ? 5 : of.column_point];
       for (int k = 0; k < 9; k++) share[set][k] = rows[k / 3] * columns[k % 3];
     }
     for (int64_t o = 0; o < out; o += kRows)
