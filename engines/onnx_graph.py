@@ -49,7 +49,7 @@ class Tensor:
     message: memoryview
 
     def content(self, weights: Weights) -> Buffer | None:
-        """The values, little-endian and row-major; None where the message lists them in a field of their type.
+        """The values, little-endian and row-major; None where the message lists them one by one.
 
         Raises:
             Malformed, BundleError: they are in a file and cannot be had.

@@ -6,8 +6,8 @@ patterns of StyleGAN2 (Karras et al. 2020), in float32, become one node each:
 `StyledConv`: Mul(x, style) -> Conv 3x3, or ConvTranspose 3x3 of stride 2 -> Conv depthwise 4x4 -> Mul(demodulation)
 -> Add(noise and bias) -> LeakyRelu.
 
-`StyledRgb`: Mul(x, style) -> Conv 1x1 to 3 channels [-> Add(ConvTranspose depthwise 4x4 of stride 2 of the RGB before)],
-where a StyledConv made x.
+`StyledRgb`: Mul(x, style) -> Conv 1x1 to 3 channels [-> Add(the colours before, by a ConvTranspose depthwise 4x4 of
+stride 2)], where a StyledConv made x.
 
 Both orders of the operands of a Mul and of an Add are known. A layer that differs in anything, whose size is not in its
 constants, or of which anybody else reads a value in between, is left as it is.
@@ -22,12 +22,13 @@ from typing import NamedTuple
 
 from .errors import BundleError
 from .onnx_graph import FLOAT, FLOAT16, Graph, Node, Value, message_field, new_node
-from .onnx_wire import Malformed, Weights, fields, integers, varint, with_bytes
+from .onnx_wire import Malformed, Weights, fields, varint, with_bytes
 
 DOMAIN, VERSION = "styleclip_rt", 1
 """Of the operators."""
 WIDTH, HEIGHT, CHANNELS = 32, 4, 4
-"""What the sides of an input and the channels in and out must be multiples of (cpp/winograd.h)."""
+"""What the sides of an input must be multiples of, so that no vector of the kernel is partly empty, and the channels in
+and out (cpp/styled_conv.h)."""
 
 _GRAPH, _OPSET, _FUNCTION = 7, 8, 25  # fields of ModelProto
 _OPSET_DOMAIN, _OPSET_VERSION = 1, 2  # of OperatorSetIdProto
@@ -69,7 +70,7 @@ def _styled(message: memoryview, weights: Weights) -> bytes | None:
 
 
 def _is_ours(opset: memoryview) -> bool:
-    return any(number == _OPSET_DOMAIN and value == DOMAIN.encode() for number, _, value in fields(opset))
+    return any(number == _OPSET_DOMAIN and bytes(value or b"") == DOMAIN.encode() for number, _, value in fields(opset))
 
 
 class _Constant(NamedTuple):
@@ -141,8 +142,8 @@ class _Forms:
             return None
         x, style = source
         self.channels[relu.outputs[0]] = body.outputs
-        inputs = (x, body.weight.stored, style, product.demod, offset.noise, offset.bias, offset.gain, product.value)
-        inputs += (body.fir, body.weight.gain)
+        layer = (x, body.weight.stored, style, product.demod, offset.noise, offset.bias, offset.gain, product.value)
+        inputs = (*layer, body.fir, body.weight.gain)
         up = int(bool(body.fir))
         return new_node(DOMAIN, "StyledConv", inputs, relu.outputs[0], relu.name, slope=slope, up=up)
 
@@ -198,7 +199,7 @@ class _Forms:
             return None
         inputs, outputs = weight.dims[:2]
         fir = self._fir(conv.inputs[1], outputs) if _fits(conv, 4, group=outputs, pads=(1, 1, 1, 1)) else ""
-        return _Convolution(transposed, weight, inputs, outputs, fir) if fir else None
+        return _Convolution(transposed, weight, inputs, outputs, fir) if fir and self._is_one_filter(fir) else None
 
     # StyledRgb --------------------------------------------------------------------------------------------------------
 
@@ -270,18 +271,19 @@ class _Forms:
         return _Constant(name, gain, tensor.dims) if tensor is not None and tensor.kind == kind else None
 
     def _fir(self, name: str, channels: int) -> str:
-        """The initializer of a filter [channels, 1, 4, 4] that is the same for every channel, else ""."""
+        """The initializer of a filter [channels, 1, 4, 4], else ""."""
         found = self._constant(name)
-        if found is None or found.gain or found.dims != (channels, 1, 4, 4):
-            return ""
+        return found.stored if found is not None and not found.gain and found.dims == (channels, 1, 4, 4) else ""
+
+    def _is_one_filter(self, stored: str) -> bool:
+        """Whether a filter [channels, 1, 4, 4] is the same for every channel, which the file's values tell."""
+        tensor = self.graph.tensors[stored]
         try:
-            data = self.graph.tensors[found.stored].content(self.weights)
+            data = tensor.content(self.weights)
         except (Malformed, BundleError):
-            return ""  # whoever opens the graph says what is wrong with the file
-        size = 16 * (2 if self.graph.tensors[found.stored].kind == FLOAT16 else 4)
-        if data is None or len(data) != channels * size:
-            return ""
-        return found.stored if bytes(data) == bytes(data[:size]) * channels else ""
+            return False  # whoever opens the graph says what is wrong with the file
+        size = 16 * (2 if tensor.kind == FLOAT16 else 4)
+        return data is not None and len(data) == tensor.dims[0] * size and data == bytes(data[:size]) * tensor.dims[0]
 
 
 def _orders(node: Node) -> Iterator[tuple[str, str]]:

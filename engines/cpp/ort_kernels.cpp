@@ -1,9 +1,10 @@
 // A library of custom operators of ONNX Runtime for x86-64 CPUs with AVX2, FMA and F16C; domain styleclip_rt.
 //
-// StyledConv: a 3x3 convolution of StyleGAN2 with everything around it, see styled_conv.h. Attributes: up (1: it doubles
-//   the image), slope (of the leaky ReLU). Inputs, those after the weight optional: x [N, I, H, W], weight [O, I, 3, 3]
-//   or for up [I, O, 3, 3], style [N, I], demod [N, O], noise [H, W] or [O, H, W] of the output, bias [O], gain (of noise
-//   and bias), value (times demod), fir [O, 1, 4, 4] (only for up; the same for every channel), weight gain.
+// StyledConv: a 3x3 convolution of StyleGAN2 with everything around it, see styled_conv.h. Attributes: up (1: it
+//   doubles the image), slope (of the leaky ReLU). Inputs, those after the weight optional: x [N, I, H, W],
+//   weight [O, I, 3, 3] or for up [I, O, 3, 3], style [N, I], demod [N, O], noise [H, W] or [O, H, W] of the output,
+//   bias [O], gain (of noise and bias), value (times demod), fir [O, 1, 4, 4] (only for up; the same for every
+//   channel), weight gain.
 // StyledRgb: the branch to colours, see styled_rgb.h. Inputs, those after the weight optional: x [N, C, H, W],
 //   weight [3, C, 1, 1], style [N, C], bias [3], previous [N, 3, H / 2, W / 2], fir [3, 1, 4, 4], weight gain.
 //
@@ -16,6 +17,7 @@
 #include <vector>
 
 #include "ort_abi.h"
+#include "plain_calls.h"
 #include "styled_conv.h"
 #include "styled_rgb.h"
 
@@ -119,25 +121,18 @@ struct Call {
     return static_cast<float*>(data);
   }
 
-  // part(job, 0 .. parts - 1) on the threads of the session, each part by whoever is free.
+  // Every part of a job on the threads of the session, each by whoever is free.
   template <typename Job>
-  void parallel(int64_t parts, Job& job) const {
-    void (*part)(void*, size_t) = [](void* user, size_t i) { (*static_cast<Job*>(user))(static_cast<int64_t>(i)); };
-    api.call(ort::kKernelContextParallelFor, static_cast<const ort::KernelContext*>(context), part,
-             static_cast<size_t>(parts), static_cast<size_t>(parts), static_cast<void*>(&job));
+  void parallel(const Job& job) const {
+    void (*part)(void*, size_t) = [](void* user, size_t i) {
+      (*static_cast<const Job*>(user))(static_cast<int64_t>(i));
+    };
+    const auto parts = static_cast<size_t>(job.parts());
+    if (parts > 0)
+      api.call(ort::kKernelContextParallelFor, static_cast<const ort::KernelContext*>(context), part, parts, parts,
+               static_cast<void*>(const_cast<Job*>(&job)));
   }
 };
-
-// Memory of this thread, kept for its next part.
-float* scratch(int64_t floats) {
-  thread_local Buffer kept;
-  thread_local int64_t size = 0;
-  if (floats > size) {
-    kept = nullptr, size = 0;
-    kept = buffer(floats), size = floats;
-  }
-  return kept.get();
-}
 
 float scalar(const Tensor& t, float otherwise) { return t ? t.at(0) : otherwise; }
 
@@ -160,7 +155,8 @@ class StyledConv {
     api.call(ort::kKernelInfoGetAttributeInt64, info, "up", &up);
     const Tensor w = constant(api, info, kWeight), fir = constant(api, info, kFir);
     const float gain = scalar(constant(api, info, kWeightGain), 1);
-    expect(w.shape.size() == 4 && w.shape[2] == 3 && w.shape[3] == 3, "StyledConv: the weight is no constant [.,.,3,3]");
+    expect(w.shape.size() == 4 && w.shape[2] == 3 && w.shape[3] == 3,
+           "StyledConv: the weight is not constant [.,.,3,3]");
     expect(w.shape[0] % kRows == 0 && w.shape[1] % kRows == 0, "StyledConv: channels must be multiples of 4");
     expect(slope_ >= 0 && slope_ <= 1, "StyledConv: slope must lie in 0..1");
     float taps[16] = {};
@@ -183,11 +179,10 @@ class StyledConv {
                  noise = call.input(kNoise), bias = call.input(kBias);
     expect(x.shape.size() == 4 && x.shape[1] == filter_.in, "StyledConv: x does not have the weight's channels");
     const int64_t n = x.shape[0], h = x.shape[2], w = x.shape[3], scaling = filter_.phases == 4 ? 2 : 1;
-    expect(w % kUnit == 0 && h % kTile == 0, "StyledConv: the width must be a multiple of 32, the height of 4");
     const int64_t pixels = h * w * scaling * scaling;
     const bool by_channel = noise.size() == filter_.out * pixels;
     float* y = call.output({n, filter_.out, h * scaling, w * scaling});
-    Job job{filter_, {}, Plan{6, 32}, 0, 1, h / kTile * (w / kUnit), filter_.rows()};
+    std::vector<Map> maps;
     for (int64_t k = 0; k < n; k++) {
       Map map{};
       map.x = x.floats() + k * filter_.in * h * w;
@@ -198,36 +193,13 @@ class StyledConv {
       map.noise_stride = by_channel ? pixels : 0;
       map.bias = sized(bias, filter_.out, "StyledConv: bias does not fit");
       map.gain = scalar(call.input(kGain), 1), map.value = scalar(call.input(kValue), 1), map.slope = slope_;
-      map.height = h, map.width = w;
-      map.stream = filter_.out * pixels * static_cast<int64_t>(sizeof(float)) > kCache;
-      job.maps.push_back(map);
+      map.height = h, map.width = w, map.stream = Map::streams(filter_.out * pixels, w);
+      maps.push_back(map);
     }
-    job.blocks = (job.units + job.plan.units - 1) / job.plan.units;
-    if (job.blocks * n < kParts) {  // a small map: every block is shared out by channels
-      const int64_t wanted = (kParts + job.blocks * n - 1) / (job.blocks * n);
-      job.chunk = (filter_.rows() / wanted + kChunk - 1) / kChunk * kChunk;
-      job.splits = (filter_.rows() + job.chunk - 1) / job.chunk;
-    }
-    if (n > 0) call.parallel(n * job.blocks * job.splits, job);
+    call.parallel(ConvJob(filter_, std::move(maps)));
   }
 
  private:
-  static constexpr int64_t kCache = 8 << 20, kParts = 8, kChunk = 64;
-
-  struct Job {
-    const Filter& filter;
-    std::vector<Map> maps;
-    Plan plan;
-    int64_t blocks, splits, units, chunk;
-
-    void operator()(int64_t i) const {
-      const int64_t split = i % splits, block = i / splits % blocks, k = i / splits / blocks;
-      styleclip::run(maps[static_cast<size_t>(k)], filter, plan, block * plan.units,
-                     std::min(units, (block + 1) * plan.units), split * chunk,
-                     std::min(filter.rows(), (split + 1) * chunk), scratch(scratch_floats(filter, plan)));
-    }
-  };
-
   static const float* offset(const float* p, int64_t by) { return p ? p + by : nullptr; }
 
   Filter filter_;
@@ -264,31 +236,19 @@ class StyledRgb {
     const float* before = sized(previous, n * 3 * h * w / 4, "StyledRgb: the previous image is not half as large");
     float* rgb = call.output({n, 3, h, w});
     std::vector<float> weights(static_cast<size_t>(n * 3 * channels));
-    Job job{{}, 4, (h + 3) / 4};
+    std::vector<RgbMap> maps;
     for (int64_t k = 0; k < n; k++) {
       float* scaled = weights.data() + k * 3 * channels;
       for (int64_t i = 0; i < 3 * channels; i++)
         scaled[i] = weight_[static_cast<size_t>(i)] * (styles ? styles[k * channels + i % channels] : 1.f);
-      job.maps.push_back(RgbMap{x.floats() + k * channels * h * w, scaled, sized(bias, 3, "StyledRgb: bias does not fit"),
-                                before ? before + k * 3 * h * w / 4 : nullptr, fir_.data(), rgb + k * 3 * h * w, channels,
-                                h, w});
+      maps.push_back(RgbMap{x.floats() + k * channels * h * w, scaled, sized(bias, 3, "StyledRgb: bias does not fit"),
+                            before ? before + k * 3 * h * w / 4 : nullptr, fir_.data(), rgb + k * 3 * h * w, channels,
+                            h, w});
     }
-    if (n > 0) call.parallel(n * job.strips, job);
+    call.parallel(RgbJob{std::move(maps)});
   }
 
  private:
-  struct Job {
-    std::vector<RgbMap> maps;
-    int64_t rows, strips;
-
-    void operator()(int64_t i) const {
-      const RgbMap& map = maps[static_cast<size_t>(i / strips)];
-      const int64_t first = i % strips * rows;
-      for (int64_t row = first; row < std::min(map.height, first + rows); row++)
-        rgb_row(map, row, scratch(rgb_scratch_floats(map.width)));
-    }
-  };
-
   std::vector<float> weight_, fir_;
 };
 

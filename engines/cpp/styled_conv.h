@@ -3,19 +3,22 @@
 //
 //   y = lrelu(d * value * conv(x * s, w) + gain * (noise + bias))      (Karras et al. 2020, equations 1 to 3)
 //
-// A tile of 4x4 pixels costs 36 products a pair of channels in place of 144. A block of tiles stays in the cache between
-// its three stages: input transform (which multiplies by the style), 36 matrix products, output transform (which
-// demodulates, adds noise and bias, activates). An up-sampling convolution is four convolutions of the same tiles, one
-// for each phase of the output: filter and 4x4 FIR composed, so that neither the doubled map nor the filtered one ever
-// exists.
+// A tile of 4x4 pixels costs 36 products a pair of channels in place of 144. A block of tiles stays in the cache
+// between its three stages: input transform (which multiplies by the style), 36 matrix products, output transform
+// (which demodulates, adds noise and bias, activates). An up-sampling convolution is four convolutions of the same
+// tiles, one for each phase of the output: filter and 4x4 FIR composed, so that neither the doubled map nor the
+// filtered one ever exists.
 //
-// Vectors hold 8 tiles that lie side by side: 32 pixels of a row. So a width must be a multiple of 32, a height of 4.
+// Vectors hold 8 tiles that lie side by side: 32 pixels of a row, a unit. Sizes are free; what a last unit or tile
+// holds beyond the border is computed as zeros and not written.
 #pragma once
 
 #include "vectors.h"
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
+#include <vector>
 
 namespace styleclip {
 
@@ -144,7 +147,15 @@ struct Map {  // one image of the input and of the output, planar
   float value, gain, slope;
   int64_t height, width;  // of the input
   int64_t noise_stride;   // floats from a channel of the noise to the next, 0: the same one
-  bool stream;            // the output is too large for the cache
+  bool stream;            // the output is too large for the cache; its rows start at multiples of 32 bytes
+
+  // Of an output of `floats`.
+  static bool streams(int64_t floats, int64_t width) {
+    constexpr int64_t cache = 2 << 20;
+    return floats > cache && width % kLanes == 0;
+  }
+  int64_t across() const { return (width + kUnit - 1) / kUnit; }
+  int64_t units() const { return (height + kTile - 1) / kTile * across(); }
 };
 
 inline V lo_hi(const float* low, const float* high) {
@@ -232,7 +243,13 @@ inline void input_unit(const Map& map, const float* x, float style, int64_t row,
     }
     const float* line = x + y * map.width + column;
     V e[4];
-    split4(line, e);
+    if (column + kUnit <= map.width) {
+      split4(line, e);
+    } else {
+      alignas(32) float inside[kUnit] = {};
+      std::copy_n(line, map.width - column, inside);
+      split4(inside, e);
+    }
     const float before = column > 0 ? line[-1] * style : 0.f;
     const float after = column + kUnit < map.width ? line[kUnit] * style : 0.f;
     for (int j = 0; j < 4; j++) part[r][1 + j] = e[j] = _mm256_mul_ps(e[j], scale);
@@ -312,9 +329,20 @@ inline void put(float* to, V value, bool stream) {
     _mm256_storeu_ps(to, value);
 }
 
-// `count` vectors of a row of the output, from `to` on.
-inline void finish(const Map& map, float* to, const float* noise, const V* acc, int count, V scale, V bias) {
+// `count` vectors of a row of the output, from `to` on, of which `valid` floats are inside the image.
+inline void finish(const Map& map, float* to, const float* noise, const V* acc, int count, int64_t valid, V scale,
+                   V bias) {
   const V slope = _mm256_set1_ps(map.slope), gain = _mm256_set1_ps(map.gain);
+  if (valid < count * kLanes) {
+    alignas(32) float offsets[2 * kUnit] = {}, line[2 * kUnit];
+    if (noise) std::copy_n(noise, valid, offsets);
+    for (int n = 0; n < count; n++) {
+      const V offset = _mm256_fmadd_ps(_mm256_load_ps(offsets + n * kLanes), gain, bias);
+      _mm256_store_ps(line + n * kLanes, activated(acc[n], scale, offset, slope));
+    }
+    std::copy_n(line, valid, to);
+    return;
+  }
   for (int n = 0; n < count; n++) {
     const V offset = noise ? _mm256_fmadd_ps(load(noise + n * kLanes), gain, bias) : bias;
     put(to + n * kLanes, activated(acc[n], scale, offset, slope), map.stream);
@@ -327,14 +355,15 @@ inline void output_unit(const Map& map, const Filter& filter, int64_t o, int64_t
   const int64_t scaling = filter.phases == 4 ? 2 : 1, width = map.width * scaling, height = map.height * scaling;
   const V scale = _mm256_set1_ps(map.value * (map.demod ? map.demod[o] : 1.f));
   const V bias = _mm256_set1_ps(map.bias ? map.gain * map.bias[o] : 0.f);
+  const int64_t rows = std::min(kTile, map.height - row), valid = std::min(kUnit, map.width - column) * scaling;
   float* y = map.y + o * height * width + (row * width + column) * scaling;
   const float* noise = map.noise ? map.noise + o * map.noise_stride + (row * width + column) * scaling : nullptr;
   if (scaling == 1) {
     V pixels[4][4], line[4];
     untransform(m, filter, 0, 0, pixels);
-    for (int a = 0; a < 4; a++) {
+    for (int64_t a = 0; a < rows; a++) {
       join4(pixels[a], line);
-      finish(map, y + a * width, noise ? noise + a * width : nullptr, line, 4, scale, bias);
+      finish(map, y + a * width, noise ? noise + a * width : nullptr, line, 4, valid, scale, bias);
     }
     return;
   }
@@ -343,61 +372,94 @@ inline void output_unit(const Map& map, const Filter& filter, int64_t o, int64_t
     const int64_t up = p * 2 * phase_stride;
     untransform(m + up, filter, up, 0, even);
     untransform(m + up + phase_stride, filter, up, phase_stride, odd);
-    for (int a = 0; a < 4; a++) {
+    for (int64_t a = 0; a < rows; a++) {
       V mixed[8];
       for (int b = 0; b < 4; b++) mixed[2 * b] = even[a][b], mixed[2 * b + 1] = odd[a][b];
       join8(mixed, line);
       const int64_t at = (2 * a + p) * width;
-      finish(map, y + at, noise ? noise + at : nullptr, line, 8, scale, bias);
+      finish(map, y + at, noise ? noise + at : nullptr, line, 8, valid, scale, bias);
     }
   }
 }
 
 struct Plan {
-  int64_t units, rows;  // of tiles in a block; of the filter between two output transforms
+  int64_t units, rows;  // units in a block; rows of the filter between two output transforms
 };
 
-inline int64_t scratch_floats(const Filter& f, const Plan& p) {
-  return kPoints * (f.in * p.units * kLanes + 16) + p.rows * p.units * kPoints * kLanes;
+inline int64_t plane_floats(const Filter& f, int64_t units) {
+  return f.in * units * kLanes + 16;  // + 16: the 36 planes do not share sets of the cache
 }
 
-// Units [first, last) of a map, the rows [begin, end) of the filter (multiples of 16, or its end); scratch: `scratch_floats` floats.
-inline void run(const Map& map, const Filter& f, const Plan& plan, int64_t first, int64_t last, int64_t begin,
-                int64_t end, float* scratch) {
-  const int64_t across = map.width / kUnit;
-  for (int64_t start = first; start < last; start += plan.units) {
-    const int64_t units = std::min(plan.units, last - start), lanes = units * kLanes;
-    const int64_t plane = f.in * lanes + 16;  // + 16: the 36 planes do not share sets of the cache
-    float *v = scratch, *m = scratch + kPoints * (f.in * plan.units * kLanes + 16);
-    for (int64_t i = 0; i < f.in; i++)
-      for (int64_t n = 0; n < units; n++)
-        input_unit(map, map.x + i * map.height * map.width, map.style ? map.style[i] : 1.f,
-                   (start + n) / across * kTile, (start + n) % across * kUnit, v + i * lanes + n * kLanes, plane);
-    for (int64_t top = begin; top < end; top += plan.rows) {
-      const int64_t rows = std::min(plan.rows, end - top), row_stride = units * kPoints * kLanes;
-      for (int64_t p = 0; p < kPoints; p++) {
-        const Group g = f.group[p];
-        const int64_t span = Filter::span(g);
-        int64_t at[kRows];
-        for (int64_t r = 0; r < kRows; r++) at[r] = Filter::place(g, r) * row_stride;
-        for (int64_t r = 0; r < rows; r += span) {
-          const float* taps = f.taps.get() + f.start[p] + (top + r) / span * kRows * f.in;
-          const float* from = v + p * plane;
-          float* to = m + r * row_stride + p * kLanes;
-          int64_t n = 0;
-          for (; n + 3 <= units; n += 3)
-            multiply<3>(taps, from + n * kLanes, f.in, lanes, to + n * kPoints * kLanes, at);
-          if (units - n == 2) multiply<2>(taps, from + n * kLanes, f.in, lanes, to + n * kPoints * kLanes, at);
-          if (units - n == 1) multiply<1>(taps, from + n * kLanes, f.in, lanes, to + n * kPoints * kLanes, at);
-        }
+inline int64_t scratch_floats(const Filter& f, const Plan& p) {
+  return kPoints * plane_floats(f, p.units) + p.rows * p.units * kPoints * kLanes;
+}
+
+// Units [first, last) of a map, at most a block; rows [begin, end) of the filter (multiples of 16, or its end).
+inline void run_block(const Map& map, const Filter& f, const Plan& plan, int64_t first, int64_t last, int64_t begin,
+                      int64_t end, float* scratch) {
+  const int64_t across = map.across(), units = last - first, lanes = units * kLanes;
+  const int64_t plane = plane_floats(f, units), row_stride = units * kPoints * kLanes;
+  float *v = scratch, *m = scratch + kPoints * plane;
+  for (int64_t i = 0; i < f.in; i++)
+    for (int64_t n = 0; n < units; n++)
+      input_unit(map, map.x + i * map.height * map.width, map.style ? map.style[i] : 1.f, (first + n) / across * kTile,
+                 (first + n) % across * kUnit, v + i * lanes + n * kLanes, plane);
+  for (int64_t top = begin; top < end; top += plan.rows) {
+    const int64_t rows = std::min(plan.rows, end - top);
+    for (int64_t p = 0; p < kPoints; p++) {
+      const Group g = f.group[p];
+      const int64_t span = Filter::span(g);
+      int64_t at[kRows];
+      for (int64_t r = 0; r < kRows; r++) at[r] = Filter::place(g, r) * row_stride;
+      for (int64_t r = 0; r < rows; r += span) {
+        const float* taps = f.taps.get() + f.start[p] + (top + r) / span * kRows * f.in;
+        const float* from = v + p * plane;
+        float* to = m + r * row_stride + p * kLanes;
+        int64_t n = 0;
+        for (; n + 3 <= units; n += 3)
+          multiply<3>(taps, from + n * kLanes, f.in, lanes, to + n * kPoints * kLanes, at);
+        if (units - n == 2) multiply<2>(taps, from + n * kLanes, f.in, lanes, to + n * kPoints * kLanes, at);
+        if (units - n == 1) multiply<1>(taps, from + n * kLanes, f.in, lanes, to + n * kPoints * kLanes, at);
       }
-      for (int64_t r = 0; r < rows; r += f.phases)
-        for (int64_t n = 0; n < units; n++)
-          output_unit(map, f, (top + r) / f.phases, (start + n) / across * kTile, (start + n) % across * kUnit,
-                      m + r * row_stride + n * kPoints * kLanes, row_stride);
     }
+    for (int64_t r = 0; r < rows; r += f.phases)
+      for (int64_t n = 0; n < units; n++)
+        output_unit(map, f, (top + r) / f.phases, (first + n) / across * kTile, (first + n) % across * kUnit,
+                    m + r * row_stride + n * kPoints * kLanes, row_stride);
   }
   if (map.stream) _mm_sfence();
 }
+
+// A layer over maps of one size, in parts that may run in any order on any thread.
+struct ConvJob {
+  const Filter& filter;
+  std::vector<Map> maps;
+  Plan plan{};
+  int64_t units = 0, blocks = 0, splits = 1, chunk = 0;
+
+  // Sizes are the measured ones: a block of 8 units does not wrap at 1024 px; a small map, of which there are few
+  // blocks, is shared out by channels too, at the cost of one more input transform each.
+  ConvJob(const Filter& f, std::vector<Map> m) : filter(f), maps(std::move(m)), chunk(f.rows()) {
+    if (maps.empty() || (units = maps[0].units()) == 0) return;
+    constexpr int64_t enough = 8, smallest = 64;
+    plan = Plan{maps[0].across() >= 32 ? 8 : 6, 32};
+    blocks = (units + plan.units - 1) / plan.units;
+    const auto all = blocks * static_cast<int64_t>(maps.size());
+    if (all < enough) {
+      const int64_t wanted = (enough + all - 1) / all;
+      chunk = (filter.rows() / wanted + smallest - 1) / smallest * smallest;
+      splits = (filter.rows() + chunk - 1) / chunk;
+    }
+  }
+
+  int64_t parts() const { return static_cast<int64_t>(maps.size()) * blocks * splits; }
+
+  void operator()(int64_t i) const {
+    const int64_t split = i % splits, block = i / splits % blocks, k = i / splits / blocks;
+    run_block(maps[static_cast<size_t>(k)], filter, plan, block * plan.units,
+              std::min(units, (block + 1) * plan.units), split * chunk, std::min(filter.rows(), (split + 1) * chunk),
+              scratch(scratch_floats(filter, plan)));
+  }
+};
 
 }  // namespace styleclip

@@ -8,6 +8,7 @@
 #include "vectors.h"
 
 #include <algorithm>
+#include <vector>
 
 namespace styleclip {
 
@@ -23,9 +24,10 @@ struct RgbMap {  // one image, planar
 
 inline int64_t rgb_scratch_floats(int64_t width) { return 4 * (width / 2 + 4 * kLanes); }
 
-// One row of the doubled image, added to `to`. Even places read the taps 1 and 3 of a row, odd ones 0 and 2; so do rows.
-inline void add_upsampled(const float* previous, const float* fir, int64_t height, int64_t width, int64_t row, float* to,
-                          float* scratch) {
+// One row of the doubled image, added to `to`. Even places read the taps 1 and 3 of a row, odd ones 0 and 2, and rows
+// do the same.
+inline void add_upsampled(const float* previous, const float* fir, int64_t height, int64_t width, int64_t row,
+                          float* to, float* scratch) {
   const int64_t h = height / 2, w = width / 2, stride = w + 4 * kLanes;
   const int64_t near = row / 2, far = row % 2 ? near + 1 : near - 1;
   const float *near_taps = fir + (row % 2 ? 2 : 1) * 4, *far_taps = fir + (row % 2 ? 0 : 3) * 4;
@@ -74,5 +76,21 @@ inline void rgb_row(const RgbMap& map, int64_t row, float* scratch) {
     }
   }
 }
+
+// Maps of one size, in parts that may run in any order on any thread.
+struct RgbJob {
+  static constexpr int64_t kStrip = 4;  // rows
+  std::vector<RgbMap> maps;
+
+  int64_t strips() const { return maps.empty() ? 0 : (maps[0].height + kStrip - 1) / kStrip; }
+  int64_t parts() const { return static_cast<int64_t>(maps.size()) * strips(); }
+
+  void operator()(int64_t i) const {
+    const RgbMap& map = maps[static_cast<size_t>(i / strips())];
+    const int64_t first = i % strips() * kStrip;
+    for (int64_t row = first; row < std::min(map.height, first + kStrip); row++)
+      rgb_row(map, row, scratch(rgb_scratch_floats(map.width)));
+  }
+};
 
 }  // namespace styleclip

@@ -25,6 +25,17 @@ inline Buffer buffer(int64_t floats) {
   return Buffer(static_cast<float*>(p));
 }
 
+// Memory of this thread, kept for its next part.
+inline float* scratch(int64_t floats) {
+  thread_local Buffer kept;
+  thread_local int64_t size = 0;
+  if (floats > size) {
+    kept = nullptr, size = 0;
+    kept = buffer(floats), size = floats;
+  }
+  return kept.get();
+}
+
 inline V load(const float* p) { return _mm256_loadu_ps(p); }
 
 // Lanes of a and b in turn: 16 floats in order, to `to`.

@@ -104,7 +104,7 @@ def _beside(name: str) -> Any:
     return module
 
 
-fake_cuda, fake_trt = _beside("fake_cuda"), _beside("fake_trt")
+fake_cuda, fake_trt, graphs_of_layers = _beside("fake_cuda"), _beside("fake_trt"), _beside("styled_graphs")
 CPU_DEVICE = 1  # what DLPack calls host memory, in which the stand-in keeps its device
 
 
@@ -182,6 +182,12 @@ def relist(bundle_dir: Path) -> Callable[[str, bytes], None]:
 def tiny() -> SimpleNamespace:
     """The builders above and the weight, for tests that make graphs of their own."""
     return SimpleNamespace(weight=WEIGHT.astype(np.float32), model_of=model_of, projection=projection, blend=blend)
+
+
+@pytest.fixture(scope="session")
+def styled_graphs() -> Any:
+    """The module that builds graphs of styled layers."""
+    return graphs_of_layers
 
 
 @pytest.fixture

@@ -1,0 +1,95 @@
+// The same kernels as plain C functions, for callers with memory of their own (`engines/kernel_calls.py`). Pointers are
+// to float32 in C order; those marked * may be null. A function returns 0, or 1 where memory or a thread cannot be had.
+#pragma once
+
+#include <atomic>
+#include <exception>
+#include <thread>
+#include <vector>
+
+#include "styled_conv.h"
+#include "styled_rgb.h"
+
+namespace styleclip {
+
+// Every part of a job on `threads` threads, each by whoever is free.
+template <typename Job>
+void on_threads(const Job& job, int64_t threads) {
+  std::atomic<int64_t> next{0};
+  std::atomic<bool> failed{false};
+  const auto work = [&] {
+    try {
+      for (int64_t i = next++; i < job.parts(); i = next++) job(i);
+    } catch (const std::exception&) {
+      failed = true;
+    }
+  };
+  std::vector<std::thread> others;
+  const int64_t wanted = std::min(threads, job.parts());
+  try {
+    for (int64_t t = 1; t < wanted; t++) others.emplace_back(work);
+  } catch (const std::exception&) {  // fewer threads do it too
+  }
+  work();
+  for (auto& other : others) other.join();
+  if (failed) throw std::bad_alloc();
+}
+
+template <typename Body>
+int guarded(Body body) {
+  try {
+    body();
+    return 0;
+  } catch (const std::exception&) {
+    return 1;
+  }
+}
+
+}  // namespace styleclip
+
+extern "C" {
+
+// w [out, in, 3, 3], or with fir* [4, 4]: w [in, out, 3, 3] of an up-sampling layer. Null where memory cannot be had.
+void* styleclip_conv_new(const float* w, const float* fir, int64_t in, int64_t out) {
+  void* made = nullptr;
+  styleclip::guarded([&] {
+    made = new styleclip::Filter(fir ? styleclip::upsampling_filter(w, 1.f, fir, in, out)
+                                     : styleclip::plain_filter(w, 1.f, in, out));
+  });
+  return made;
+}
+
+void styleclip_conv_free(void* layer) { delete static_cast<styleclip::Filter*>(layer); }
+
+// y [n, out, h', w'] = lrelu(demod * conv(x * style) + gain * (noise + bias), slope) for x [n, in, h, w]; style* [in],
+// demod* [out], noise* [h', w'] and bias* [out] hold for every image.
+int styleclip_conv_run(const void* layer, const float* x, float* y, int64_t n, int64_t h, int64_t w, const float* style,
+                       const float* demod, const float* noise, const float* bias, float gain, float slope,
+                       int64_t threads) {
+  return styleclip::guarded([&] {
+    const auto& filter = *static_cast<const styleclip::Filter*>(layer);
+    const int64_t floats = filter.out * filter.phases * h * w;
+    std::vector<styleclip::Map> maps;
+    for (int64_t k = 0; k < n; k++) {
+      styleclip::Map map{};
+      map.x = x + k * filter.in * h * w, map.y = y + k * floats, map.style = style, map.demod = demod;
+      map.noise = noise, map.bias = bias, map.value = 1, map.gain = gain, map.slope = slope;
+      map.height = h, map.width = w;
+      maps.push_back(map);
+    }
+    styleclip::on_threads(styleclip::ConvJob(filter, std::move(maps)), threads);
+  });
+}
+
+// rgb [n, 3, h, w] = conv1x1(x, weight [3, channels]) + bias* [3] for x [n, channels, h, w].
+int styleclip_rgb_run(const float* x, const float* weight, const float* bias, float* rgb, int64_t n, int64_t channels,
+                      int64_t h, int64_t w, int64_t threads) {
+  return styleclip::guarded([&] {
+    std::vector<styleclip::RgbMap> maps;
+    for (int64_t k = 0; k < n; k++)
+      maps.push_back({x + k * channels * h * w, weight, bias, nullptr, nullptr, rgb + k * 3 * h * w, channels, h, w});
+    styleclip::on_threads(styleclip::RgbJob{std::move(maps)}, threads);
+  });
+}
+
+}  // extern "C"
