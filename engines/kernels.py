@@ -16,6 +16,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib.util import find_spec
@@ -77,7 +78,7 @@ def unsupported() -> str:
 @lru_cache(maxsize=1)
 def _cpu_features() -> frozenset[str]:
     try:
-        with _CPUINFO.open(encoding="ascii", errors="replace") as file:
+        with _CPUINFO.open(encoding="utf-8", errors="replace") as file:
             text = file.read(_ENOUGH)
     except OSError:
         return frozenset()
@@ -197,12 +198,32 @@ def build(check: Callable[[bytes], str], onnxruntime: str, say: Say, rebuild: bo
         wrong = check(content)
         if wrong:
             raise Refused(f"the kernels built with {_version(command)} are not used: {wrong}")
-        about = json.dumps(asdict(Made(_version(command), onnxruntime)), sort_keys=True)
-        return about.encode() + b"\n" + content
+        return _kept(Made(_version(command), onnxruntime), content)
 
     if rebuild:
         cache.path(wanted).unlink(missing_ok=True)
     return _library(cache.get_or_build(wanted, compile_and_check), cache.path(wanted)), bool(fresh)
+
+
+def try_again(library: Library, check: Callable[[bytes], str], onnxruntime: str) -> None:
+    """Try a library with another ONNX Runtime than it was tried with, and keep what came of it.
+
+    Raises:
+        Refused: `check` found fault with it.
+    """
+    from .plan_cache import PlanCache, Refused
+
+    wrong = check(library.content)
+    with suppress(OSError):  # a full disk costs the next start, not this one
+        content = b"" if wrong else _kept(Made(library.made.compiler, onnxruntime), library.content)
+        PlanCache().put(key(), content, refused=wrong and f"the kernels are not used: {wrong}")
+    if wrong:
+        raise Refused(f"the kernels are not used with ONNX Runtime {onnxruntime}: {wrong}; run: {MEND} --rebuild")
+
+
+def _kept(made: Made, content: bytes) -> bytes:
+    """What stands in the cache: how it was made in one line, then the library."""
+    return json.dumps(asdict(made), sort_keys=True).encode() + b"\n" + content
 
 
 def _library(content: bytes, path: Path) -> Library:
