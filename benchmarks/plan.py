@@ -203,7 +203,9 @@ def ceilings(options: Options, engines: Sequence[str], with_torch: bool) -> list
 
     if options.device == "cuda":
         return [one("matmul", "torch"), one("matmul", "torch", "fp16"), one("copy", "torch")] if with_torch else []
-    products = dict.fromkeys("onnxruntime" if engine == KERNELS else engine for engine in engines)  # the kernels have none
+    products = dict.fromkeys(
+        "onnxruntime" if engine == KERNELS else engine for engine in engines
+    )  # the kernels have none
     libraries = ["torch" if with_torch else "numpy", *products]
     return [*(one("matmul", library) for library in libraries), one("copy", "torch" if with_torch else "numpy")]
 

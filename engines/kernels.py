@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 SOURCES = Path(__file__).resolve().parent / "cpp"
 """`MAIN` and every header beside it take part."""
 MAIN = "ort_kernels.cpp"
-FLAGS = ("-O3", "-std=c++17", "-mavx2", "-mfma", "-mf16c", "-fPIC", "-shared", "-Wall")
+FLAGS = ("-O3", "-std=c++17", "-mavx2", "-mfma", "-mf16c", "-fPIC", "-shared", "-pthread", "-Wall")
 FEATURES = ("avx2", "fma", "f16c")
 """What `FLAGS` asks of the CPU, as /proc/cpuinfo calls it."""
 COMPILERS = ("c++", "g++", "clang++")
@@ -191,8 +191,8 @@ def build(check: Callable[[bytes], str], onnxruntime: str, say: Say, rebuild: bo
         command = compiler()
         if not command:
             raise MissingDependency(
-                f"the kernels need a C++ compiler: $CXX, or {', '.join(COMPILERS)} on the path (a package such as g++); "
-                f"or run: {EXTRA}"
+                f"the kernels need a C++ compiler: $CXX, or {', '.join(COMPILERS)} on the path (of a package such as "
+                f"g++); or run: {EXTRA}"
             )
         content = _compiled(command, cache, wanted, say)
         wrong = check(content)
@@ -247,7 +247,9 @@ def _compiled(command: list[str], cache: PlanCache, wanted: dict[str, Any], say:
         try:
             return out.read_bytes()
         except OSError as error:
-            raise EngineError(f"the compiler {command[0]} ended well and wrote no library ({error.strerror})") from error
+            raise EngineError(
+                f"the compiler {command[0]} ended well and wrote no library ({error.strerror})"
+            ) from error
 
 
 @lru_cache(maxsize=4)
