@@ -112,11 +112,15 @@ def built() -> Library | None:
     """
     from .plan_cache import PlanCache, default_folder
 
-    if not (default_folder() / "key").exists():  # nothing was ever built here; an edit must not make the folder
+    try:
+        folder = default_folder()
+    except RuntimeError:  # a user without a home, as in some containers
         return None
-    cache = PlanCache()
-    content = cache.get(key())
-    return None if content is None else _library(content, cache.path(key()))
+    if not os.path.exists(folder / "key"):  # nothing was ever built here; an edit must not make the folder
+        return None
+    cache, wanted = PlanCache(folder), key()
+    content = cache.get(wanted)
+    return None if content is None else _library(content, cache.path(wanted))
 
 
 def fault() -> str:

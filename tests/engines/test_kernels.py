@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from styleclip_rt.engines import kernels
+from styleclip_rt.engines import kernels, plan_cache
 from styleclip_rt.engines.errors import EngineError, EngineUnavailable, MissingDependency
 from styleclip_rt.engines.plan_cache import PlanCache, Refused
 
@@ -218,7 +218,7 @@ def test_zig_is_told_its_target(compiler, monkeypatch):
 # Two processes, a kill, other people's folders --------------------------------------------------------------------
 
 CHILD = """
-from styleclip_rt.engines import kernels
+from styleclip_rt.engines import kernels, plan_cache
 kernels.unsupported = lambda: ""
 print(kernels.build(lambda content: "", "1.31.1", lambda text: None)[0].content.decode())
 """
@@ -262,6 +262,16 @@ def test_a_folder_open_to_others_is_a_reason_with_its_own_way_out(home, compiler
     assert kernels.mend(reason) == ""
     with pytest.raises(EngineError, match="must be a folder of yours"):
         build()
+
+
+def test_a_user_without_a_home_has_no_kernels_and_no_error(monkeypatch):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("STYLECLIP_RT_HOME")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(plan_cache.Path, "home", no_home)
+    assert kernels.fault() == kernels.NOT_BUILT
 
 
 def test_a_library_open_to_others_is_not_taken(compiler):
