@@ -27,8 +27,8 @@ from .onnx_wire import Malformed, Weights, fields, varint, with_bytes
 DOMAIN, VERSION = "styleclip_rt", 1
 """Of the operators."""
 WIDTH, HEIGHT, CHANNELS = 32, 4, 4
-"""What the sides of an input must be multiples of, so that no vector of the kernel is partly empty, and the channels in
-and out (cpp/styled_conv.h)."""
+"""What the sides of an input, and the channels in and out, must be multiples of. The kernel takes any size, but with
+vectors that are partly empty it is no faster than ONNX Runtime's own."""
 
 _GRAPH, _OPSET, _FUNCTION = 7, 8, 25  # fields of ModelProto
 _OPSET_DOMAIN, _OPSET_VERSION = 1, 2  # of OperatorSetIdProto

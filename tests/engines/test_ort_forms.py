@@ -168,6 +168,19 @@ def with_biased_convolution(name):
     return edit
 
 
+def scaled_on_the_way(name):
+    """Times another scalar, between a value and the nodes that read it."""
+
+    def edit(model):
+        model.graph.initializer.append(numpy_helper.from_array(np.float32(2), "extra"))
+        maker = next((place for place, node in enumerate(model.graph.node) if name in node.output), -1)
+        for node in model.graph.node:
+            node.input[:] = ["scaled" if given == name else given for given in node.input]
+        model.graph.node.insert(maker + 1, helper.make_node("Mul", ["extra", name], ["scaled"]))
+
+    return edit
+
+
 def half_precision(model):
     """The graph in float16, as `precision: fp16` of the exporter types it."""
     for tensor in model.graph.initializer:
@@ -206,6 +219,10 @@ OTHER_LAYERS = {
     "noise of rank 1": ({}, with_tensor("y.noise", lambda n: n[0])),
     "offset of one channel": ({"offset": "folded"}, with_tensor("y.offset", lambda n: n[:1])),
     "bias of one channel": ({}, with_tensor("y.bias", lambda b: b[:1])),
+    "bias for each pixel of a row": ({}, with_tensor("y.bias", lambda b: b * np.ones((1, 1, 64), b.dtype))),
+    "scaled filter": ({"up": True}, scaled_on_the_way("y.fir")),
+    "a second value": ({}, scaled_on_the_way("y.c")),
+    "float64 behind a Cast": ({}, with_tensor("y.w.f16", lambda w: w.astype(np.float64))),
     "bias along the row": ({}, with_tensor("y.bias", lambda b: np.zeros(64, np.float32))),
     "gain for each channel": ({}, with_tensor("y.gain", lambda g: np.full((12, 1, 1), g))),
     "weight gain for each row": ({}, with_tensor("y.w.gain", lambda g: np.full((12, 1, 1, 1), g))),
@@ -252,6 +269,13 @@ def test_what_is_around_a_layer_stays(styled_graphs):
     kept = [n for n in before.graph.node if not n.output[0].startswith("y") or n.output[0] in ("y.style", "y.demod")]
     assert [n for n in after.graph.node if n.domain == ""] == kept
     assert [o.name for o in after.graph.output] == ["z", "y"]
+
+
+def test_what_an_inner_graph_reads_stays(styled_graphs):
+    model = styled_graphs.one_layer()
+    model.graph.node.append(helper.make_node("Abs", ["x"], ["size"]))
+    read_inside("size")(model)
+    assert [node.op_type for node in rewritten(model).graph.node if node.op_type in ("Abs", "If")] == ["Abs", "If"]
 
 
 OTHER_COLOURS = {
