@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from . import kernels, kernels_trial, ort_forms
+from . import kernels, ort_forms
 from .errors import EngineUnavailable, StyleclipError
 from .ort import OrtEngine, open_session, version
 from .session import first_line
@@ -43,7 +43,8 @@ class OrtKernelsEngine(OrtEngine):
         """As `OrtEngine`; operators: path of the library, None for the one that is kept on this machine.
 
         Raises:
-            EngineUnavailable: the library is not built or cannot run here, or `device` is not `"cpu"`.
+            EngineUnavailable: the graph has layers for the library, which is not built or cannot run here, or `device`
+                is not `"cpu"`.
             EngineError: the file cannot be loaded.
             BundleError: the file is not what `spec` says.
         """
@@ -51,11 +52,10 @@ class OrtKernelsEngine(OrtEngine):
         super().__init__(model, spec, device, threads)
 
     def _open(self, model: Path | bytes, provider: str, threads: int) -> Any:
-        operators = self._operators or kept_operators()
         graph = ort_forms.styled(model)
-        if graph is None:
+        if graph is None:  # nothing in it is for the library
             return super()._open(model, provider, threads)
-        return open_session(model, provider, threads, graph, operators)
+        return open_session(model, provider, threads, graph, self._operators or kept_operators())
 
 
 def kept_operators() -> str:
@@ -102,6 +102,8 @@ def engine_fault() -> str:
 
 def library_fault(operators: str) -> str:
     """What is wrong with the library at a path, "" if the trial graph gives with it what it gives without."""
+    from . import kernels_trial  # an edit need not import it
+
     graph = kernels_trial.graph()
     try:
         if ort_forms.styled(graph) is None:
