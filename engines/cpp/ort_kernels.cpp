@@ -20,6 +20,7 @@
 #include "plain_calls.h"
 #include "styled_conv.h"
 #include "styled_rgb.h"
+#include "styled_up.h"
 
 namespace {
 
@@ -168,41 +169,53 @@ class StyledConv {
       }
     }
     const auto make = [&](const auto* p) {
-      return up ? upsampling_filter(p, gain, taps, w.shape[0], w.shape[1])
-                : plain_filter(p, gain, w.shape[1], w.shape[0]);
+      up_ = up != 0;
+      if (up_)
+        expect(up_filter_.make(p, gain, taps, w.shape[0], w.shape[1]), "StyledConv: the FIR is no outer product");
+      else
+        filter_.make(p, gain, w.shape[1], w.shape[0]);
     };
-    filter_ = w.type == ort::kFloat16 ? make(static_cast<const Half*>(w.data)) : make(w.floats());
+    if (w.type == ort::kFloat16)
+      make(static_cast<const Half*>(w.data));
+    else
+      make(w.floats());
   }
 
   void run(const Call& call) const {
     const Tensor x = call.input(kX), style = call.input(kStyle), demod = call.input(kDemod),
                  noise = call.input(kNoise), bias = call.input(kBias);
-    expect(x.shape.size() == 4 && x.shape[1] == filter_.in, "StyledConv: x does not have the weight's channels");
-    const int64_t n = x.shape[0], h = x.shape[2], w = x.shape[3], scaling = filter_.phases == 4 ? 2 : 1;
+    const int64_t inputs = up_ ? up_filter_.in : filter_.in, outputs = up_ ? up_filter_.out : filter_.out;
+    expect(x.shape.size() == 4 && x.shape[1] == inputs, "StyledConv: x does not have the weight's channels");
+    const int64_t n = x.shape[0], h = x.shape[2], w = x.shape[3], scaling = up_ ? 2 : 1;
     const int64_t pixels = h * w * scaling * scaling;
-    const bool by_channel = noise.size() == filter_.out * pixels;
-    float* y = call.output({n, filter_.out, h * scaling, w * scaling});
+    const bool by_channel = noise.size() == outputs * pixels;
+    float* y = call.output({n, outputs, h * scaling, w * scaling});
     std::vector<Map> maps;
     for (int64_t k = 0; k < n; k++) {
       Map map{};
-      map.x = x.floats() + k * filter_.in * h * w;
-      map.y = y + k * filter_.out * pixels;
-      map.style = offset(sized(style, n * filter_.in, "StyledConv: style does not fit"), k * filter_.in);
-      map.demod = offset(sized(demod, n * filter_.out, "StyledConv: demod does not fit"), k * filter_.out);
-      map.noise = sized(noise, by_channel ? filter_.out * pixels : pixels, "StyledConv: noise does not fit");
+      map.x = x.floats() + k * inputs * h * w;
+      map.y = y + k * outputs * pixels;
+      map.style = offset(sized(style, n * inputs, "StyledConv: style does not fit"), k * inputs);
+      map.demod = offset(sized(demod, n * outputs, "StyledConv: demod does not fit"), k * outputs);
+      map.noise = sized(noise, by_channel ? outputs * pixels : pixels, "StyledConv: noise does not fit");
       map.noise_stride = by_channel ? pixels : 0;
-      map.bias = sized(bias, filter_.out, "StyledConv: bias does not fit");
+      map.bias = sized(bias, outputs, "StyledConv: bias does not fit");
       map.gain = scalar(call.input(kGain), 1), map.value = scalar(call.input(kValue), 1), map.slope = slope_;
-      map.height = h, map.width = w, map.stream = Map::streams(filter_.out * pixels, w);
+      map.height = h, map.width = w, map.stream = Map::streams(outputs * pixels, w);
       maps.push_back(map);
     }
-    call.parallel(ConvJob(filter_, std::move(maps)));
+    if (up_)
+      call.parallel(UpJob(up_filter_, std::move(maps)));
+    else
+      call.parallel(ConvJob(filter_, std::move(maps)));
   }
 
  private:
   static const float* offset(const float* p, int64_t by) { return p ? p + by : nullptr; }
 
+  bool up_ = false;
   Filter filter_;
+  UpFilter up_filter_;  // one of the two is filled
   float slope_ = 1;
 };
 

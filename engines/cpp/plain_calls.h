@@ -4,11 +4,13 @@
 
 #include <atomic>
 #include <exception>
+#include <memory>
 #include <thread>
 #include <vector>
 
 #include "styled_conv.h"
 #include "styled_rgb.h"
+#include "styled_up.h"
 
 namespace styleclip {
 
@@ -35,6 +37,12 @@ void on_threads(const Job& job, int64_t threads) {
   if (failed) throw std::bad_alloc();
 }
 
+struct PlainLayer {
+  bool up = false;
+  Filter filter;
+  UpFilter up_filter;  // one of the two is filled
+};
+
 template <typename Body>
 int guarded(Body body) {
   try {
@@ -49,17 +57,22 @@ int guarded(Body body) {
 
 extern "C" {
 
-// w [out, in, 3, 3], or with fir* [4, 4]: w [in, out, 3, 3] of an up-sampling layer. Null where memory cannot be had.
+// w [out, in, 3, 3], or with fir* [4, 4]: w [in, out, 3, 3] of an up-sampling layer. Null where memory cannot be had, or
+// the FIR is no outer product.
 void* styleclip_conv_new(const float* w, const float* fir, int64_t in, int64_t out) {
-  void* made = nullptr;
-  styleclip::guarded([&] {
-    made = new styleclip::Filter(fir ? styleclip::upsampling_filter(w, 1.f, fir, in, out)
-                                     : styleclip::plain_filter(w, 1.f, in, out));
+  auto made = std::make_unique<styleclip::PlainLayer>();
+  bool right = true;
+  made->up = fir != nullptr;
+  const int failed = styleclip::guarded([&] {
+    if (fir)
+      right = made->up_filter.make(w, 1.f, fir, in, out);
+    else
+      made->filter.make(w, 1.f, in, out);
   });
-  return made;
+  return failed || !right ? nullptr : made.release();
 }
 
-void styleclip_conv_free(void* layer) { delete static_cast<styleclip::Filter*>(layer); }
+void styleclip_conv_free(void* layer) { delete static_cast<styleclip::PlainLayer*>(layer); }
 
 // y [n, out, h', w'] = lrelu(demod * conv(x * style) + gain * (noise + bias), slope) for x [n, in, h, w]; style* [in],
 // demod* [out], noise* [h', w'] and bias* [out] hold for every image.
@@ -67,17 +80,21 @@ int styleclip_conv_run(const void* layer, const float* x, float* y, int64_t n, i
                        const float* demod, const float* noise, const float* bias, float gain, float slope,
                        int64_t threads) {
   return styleclip::guarded([&] {
-    const auto& filter = *static_cast<const styleclip::Filter*>(layer);
-    const int64_t floats = filter.out * filter.phases * h * w;
+    const auto& of = *static_cast<const styleclip::PlainLayer*>(layer);
+    const int64_t in = of.up ? of.up_filter.in : of.filter.in;
+    const int64_t floats = (of.up ? 4 * of.up_filter.out : of.filter.out) * h * w;
     std::vector<styleclip::Map> maps;
     for (int64_t k = 0; k < n; k++) {
       styleclip::Map map{};
-      map.x = x + k * filter.in * h * w, map.y = y + k * floats, map.style = style, map.demod = demod;
+      map.x = x + k * in * h * w, map.y = y + k * floats, map.style = style, map.demod = demod;
       map.noise = noise, map.bias = bias, map.value = 1, map.gain = gain, map.slope = slope;
       map.height = h, map.width = w;
       maps.push_back(map);
     }
-    styleclip::on_threads(styleclip::ConvJob(filter, std::move(maps)), threads);
+    if (of.up)
+      styleclip::on_threads(styleclip::UpJob(of.up_filter, std::move(maps)), threads);
+    else
+      styleclip::on_threads(styleclip::ConvJob(of.filter, std::move(maps)), threads);
   });
 }
 

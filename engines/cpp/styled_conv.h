@@ -5,9 +5,7 @@
 //
 // A tile of 4x4 pixels costs 36 products a pair of channels in place of 144. A block of tiles stays in the cache
 // between its three stages: input transform (which multiplies by the style), 36 matrix products, output transform
-// (which demodulates, adds noise and bias, activates). An up-sampling convolution is four convolutions of the same
-// tiles, one for each phase of the output: filter and 4x4 FIR composed, so that neither the doubled map nor the
-// filtered one ever exists.
+// (which demodulates, adds noise and bias, activates).
 //
 // Vectors hold 8 tiles that lie side by side: 32 pixels of a row, a unit. Sizes are free; what a last unit or tile
 // holds beyond the border is computed as zeros and not written.
@@ -24,118 +22,34 @@ namespace styleclip {
 
 constexpr int64_t kTile = 4, kPoints = 36, kUnit = kTile * kLanes, kRows = 4;
 
-// G g G^T as a matrix of 36 by 9; the points of a direction are 0, 1, -1, 2, -2 and infinity.
-inline void taps_matrix(float matrix[kPoints][9]) {
-  static constexpr float G[6][3] = {{6, 0, 0}, {-4, -4, -4}, {-4, 4, -4}, {1, 2, 4}, {1, -2, 4}, {0, 0, 24}};
-  for (int p = 0; p < kPoints; p++)
-    for (int k = 0; k < 9; k++) matrix[p][k] = G[p / 6][k / 3] * G[p % 6][k % 3] / (24 * 24);
-}
-
-// Which rows of the filter a product of four rows makes at a point. `kPlain`: four that follow each other. With four
-// phases (p, q) a channel, two of them agree at the point 1 of a direction when the FIR has a zero at -1, as [1 3 3 1]
-// has: the even and the odd taps of w * fir then have one sum. Such rows are computed once, 121 in place of 144.
-enum Group : int { kPlain = 0, kRowsAgree = 1, kColumnsAgree = 2, kAllAgree = 3 };
-
+// The transformed weights of a layer: [36][out / 4][in][4].
 struct Filter {
-  int64_t in = 0, out = 0, phases = 1;
-  Buffer taps;  // by point: [rows that are computed / 4][in][4]
-  int64_t start[kPoints] = {};
-  Group group[kPoints] = {};
-  int64_t rows() const { return out * phases; }
+  int64_t in = 0, out = 0;
+  Buffer taps;
 
-  // Rows that four computed ones stand for, and where the four stand among them.
-  static int64_t span(Group g) { return g == kPlain ? 4 : g == kAllAgree ? 16 : 8; }
-  static int64_t place(Group g, int64_t r) {
-    static constexpr int64_t places[4][4] = {{0, 1, 2, 3}, {0, 1, 4, 5}, {0, 2, 4, 6}, {0, 4, 8, 12}};
-    return places[g][r];
-  }
-};
-
-// Lays out and fills the taps: tap(row, k) is the weight that a row takes w[.][k] of channel `input` from, and
-// share[point][k][phase] what a tap k of w adds to a row of that phase at a point.
-template <typename Tap>
-void fill(Filter& filter, const float (*share)[9][4], Tap tap) {
-  int64_t floats = 0;
-  for (int p = 0; p < kPoints; p++) {
-    filter.start[p] = floats;
-    floats += filter.rows() / Filter::span(filter.group[p]) * kRows * filter.in;
-  }
-  filter.taps = buffer(floats);
-  for (const Group g : {kPlain, kRowsAgree, kColumnsAgree, kAllAgree}) {
-    int points[kPoints], count = 0;
+  // w [out, in, 3, 3] of any type that converts to float, times `gain`.
+  template <typename T>
+  void make(const T* w, float gain, int64_t inputs, int64_t outputs) {
+    in = inputs, out = outputs, taps = buffer(kPoints * in * out);
+    static constexpr float G[6][3] = {{6, 0, 0}, {-4, -4, -4}, {-4, 4, -4}, {1, 2, 4}, {1, -2, 4}, {0, 0, 24}};
+    float share[kPoints][9];
     for (int p = 0; p < kPoints; p++)
-      if (filter.group[p] == g) points[count++] = p;
-    const int64_t span = Filter::span(g);
-    for (int64_t top = 0; count > 0 && top < filter.rows(); top += span)
-      for (int64_t i = 0; i < filter.in; i++) {
-        __m128 weights[9];
-        for (int k = 0; k < 9; k++)
-          weights[k] = _mm_setr_ps(tap(top, i, k), tap(top + Filter::place(g, 1), i, k),
-                                   tap(top + Filter::place(g, 2), i, k), tap(top + Filter::place(g, 3), i, k));
-        for (int n = 0; n < count; n++) {
-          const int p = points[n];
+      for (int k = 0; k < 9; k++) share[p][k] = G[p / 6][k / 3] * G[p % 6][k % 3] / (24 * 24);
+    for (int64_t o = 0; o < out; o += kRows)
+      for (int64_t i = 0; i < in; i++) {
+        __m128 g[9];
+        for (int k = 0; k < 9; k++) {
+          const auto at = [&](int64_t r) { return gain * static_cast<float>(w[((o + r) * in + i) * 9 + k]); };
+          g[k] = _mm_setr_ps(at(0), at(1), at(2), at(3));
+        }
+        for (int64_t p = 0; p < kPoints; p++) {
           __m128 sum = _mm_setzero_ps();
-          for (int k = 0; k < 9; k++) {
-            const float* of = share[p][k];
-            const __m128 shares = filter.phases == 1
-                                      ? _mm_set1_ps(of[0])
-                                      : _mm_setr_ps(of[Filter::place(g, 0) % 4], of[Filter::place(g, 1) % 4],
-                                                    of[Filter::place(g, 2) % 4], of[Filter::place(g, 3) % 4]);
-            sum = _mm_fmadd_ps(shares, weights[k], sum);
-          }
-          _mm_store_ps(filter.taps.get() + filter.start[p] + (top / span * filter.in + i) * kRows, sum);
+          for (int k = 0; k < 9; k++) sum = _mm_fmadd_ps(_mm_set1_ps(share[p][k]), g[k], sum);
+          _mm_store_ps(taps.get() + (p * out + o) * in + i * kRows, sum);
         }
       }
   }
-}
-
-// w [out, in, 3, 3] of any type that converts to float, times `gain`.
-template <typename T>
-Filter plain_filter(const T* w, float gain, int64_t in, int64_t out) {
-  Filter filter;
-  filter.in = in, filter.out = out;
-  float matrix[kPoints][9], share[kPoints][9][4] = {};
-  taps_matrix(matrix);
-  for (int p = 0; p < kPoints; p++)
-    for (int k = 0; k < 9; k++) share[p][k][0] = matrix[p][k];
-  fill(filter, share, [=](int64_t o, int64_t i, int k) { return gain * static_cast<float>(w[(o * in + i) * 9 + k]); });
-  return filter;
-}
-
-// w [in, out, 3, 3] of a transposed convolution of stride 2, then fir [4, 4] with a border of 1. The phase (p, q) of an
-// output pixel is a 3x3 convolution of the input with the taps sum_k fir[k] w[p + 1 + k - 2 tap], in both directions.
-template <typename T>
-Filter upsampling_filter(const T* w, float gain, const float fir[16], int64_t in, int64_t out) {
-  Filter filter;
-  filter.in = in, filter.out = out, filter.phases = 4;
-  float matrix[kPoints][9], phase[4][9][9] = {};  // phase: [phase][tap of it][tap of w]
-  float share[kPoints][9][4] = {};
-  taps_matrix(matrix);
-  for (int f = 0; f < 4; f++)
-    for (int tap = 0; tap < 9; tap++)
-      for (int k = 0; k < 16; k++) {
-        const int y = f / 2 + 1 + k / 4 - 2 * (tap / 3), x = f % 2 + 1 + k % 4 - 2 * (tap % 3);
-        if (y >= 0 && y < 3 && x >= 0 && x < 3) phase[f][tap][y * 3 + x] += fir[k];
-      }
-  for (int p = 0; p < kPoints; p++)
-    for (int k = 0; k < 9; k++)
-      for (int f = 0; f < 4; f++)
-        for (int tap = 0; tap < 9; tap++) share[p][k][f] += matrix[p][tap] * phase[f][tap][k];
-  const auto agree = [&](int p, int f, int g) {
-    for (int k = 0; k < 9; k++)
-      if (std::abs(share[p][k][f] - share[p][k][g]) > 1e-6f) return false;
-    return true;
-  };
-  for (int p = 0; p < kPoints; p++) {
-    const bool rows = p / 6 == 1 && agree(p, 0, 2) && agree(p, 1, 3);
-    const bool columns = p % 6 == 1 && agree(p, 0, 1) && agree(p, 2, 3);
-    filter.group[p] = static_cast<Group>((rows ? kRowsAgree : 0) + (columns ? kColumnsAgree : 0));
-  }
-  fill(filter, share, [=](int64_t row, int64_t i, int k) {
-    return gain * static_cast<float>(w[(i * out + row / 4) * 9 + k]);
-  });
-  return filter;
-}
+};
 
 struct Map {  // one image of the input and of the output, planar
   const float* x;
@@ -267,10 +181,11 @@ inline void input_unit(const Map& map, const float* x, float style, int64_t row,
   }
 }
 
-// m [row][units][36][8], four rows at `at`, = taps [in][4] x v [in][lanes], for N = 1..3 units of 8 tiles. The twelve
-// sums are spelt out: as an array, compilers keep them in memory.
+// Four rows of m, `row_stride` apart, at `at`[0..N) = taps [in][4] x v [in][lanes], for N = 1..3 vectors. The twelve sums
+// are spelt out: as an array, compilers keep them in memory.
 template <int N>
-inline void multiply(const float* taps, const float* v, int64_t in, int64_t lanes, float* m, const int64_t at[kRows]) {
+inline void multiply(const float* taps, const float* v, int64_t in, int64_t lanes, float* m, int64_t row_stride,
+                     const int64_t at[3]) {
   const V zero = _mm256_setzero_ps();
   V a0 = zero, a1 = zero, a2 = zero, b0 = zero, b1 = zero, b2 = zero;
   V c0 = zero, c1 = zero, c2 = zero, d0 = zero, d1 = zero, d2 = zero;
@@ -294,10 +209,9 @@ inline void multiply(const float* taps, const float* v, int64_t in, int64_t lane
     if (N > 1) d1 = _mm256_fmadd_ps(w, x1, d1);
     if (N > 2) d2 = _mm256_fmadd_ps(w, x2, d2);
   }
-  constexpr int64_t next = kPoints * kLanes;
-  const V sums[4][3] = {{a0, a1, a2}, {b0, b1, b2}, {c0, c1, c2}, {d0, d1, d2}};
-  for (int r = 0; r < 4; r++)
-    for (int n = 0; n < N; n++) _mm256_store_ps(m + at[r] + n * next, sums[r][n]);
+  const V sums[kRows][3] = {{a0, a1, a2}, {b0, b1, b2}, {c0, c1, c2}, {d0, d1, d2}};
+  for (int64_t r = 0; r < kRows; r++)
+    for (int n = 0; n < N; n++) _mm256_store_ps(m + r * row_stride + at[n], sums[r][n]);
 }
 
 inline V activated(V acc, V scale, V offset, V slope) {
@@ -305,17 +219,11 @@ inline V activated(V acc, V scale, V offset, V slope) {
   return _mm256_max_ps(y, _mm256_mul_ps(y, slope));  // 0 <= slope <= 1
 }
 
-// m: the 36 products of a row of the filter; of a phase (p, q), where the points that agree stand at another phase:
-// `up` floats back in the rows of the point 1, `left` in its columns.
-inline void untransform(const float* m, const Filter& filter, int64_t up, int64_t left, V y[4][4]) {
+inline void untransform(const float* m, V y[4][4]) {
   V half[4][6];
   for (int v = 0; v < 6; v++) {
     V column[6], out[4];
-    for (int u = 0; u < 6; u++) {
-      const Group g = filter.group[u * 6 + v];
-      const int64_t back = (g & kRowsAgree ? up : 0) + (g & kColumnsAgree ? left : 0);
-      column[u] = _mm256_load_ps(m + (u * 6 + v) * kLanes - back);
-    }
+    for (int u = 0; u < 6; u++) column[u] = _mm256_load_ps(m + (u * 6 + v) * kLanes);
     transform_output(column, out);
     for (int a = 0; a < 4; a++) half[a][v] = out[a];
   }
@@ -349,41 +257,23 @@ inline void finish(const Map& map, float* to, const float* noise, const V* acc, 
   }
 }
 
-// m: [phases][...][36][8] of one output channel and unit; phase_stride floats apart.
-inline void output_unit(const Map& map, const Filter& filter, int64_t o, int64_t row, int64_t column, const float* m,
-                        int64_t phase_stride) {
-  const int64_t scaling = filter.phases == 4 ? 2 : 1, width = map.width * scaling, height = map.height * scaling;
+// m [36][8]: the products of one output channel and unit.
+inline void output_unit(const Map& map, int64_t o, int64_t row, int64_t column, const float* m) {
+  const int64_t rows = std::min(kTile, map.height - row), valid = map.width - column;
   const V scale = _mm256_set1_ps(map.value * (map.demod ? map.demod[o] : 1.f));
   const V bias = _mm256_set1_ps(map.bias ? map.gain * map.bias[o] : 0.f);
-  const int64_t rows = std::min(kTile, map.height - row), valid = std::min(kUnit, map.width - column) * scaling;
-  float* y = map.y + o * height * width + (row * width + column) * scaling;
-  const float* noise = map.noise ? map.noise + o * map.noise_stride + (row * width + column) * scaling : nullptr;
-  if (scaling == 1) {
-    V pixels[4][4], line[4];
-    untransform(m, filter, 0, 0, pixels);
-    for (int64_t a = 0; a < rows; a++) {
-      join4(pixels[a], line);
-      finish(map, y + a * width, noise ? noise + a * width : nullptr, line, 4, valid, scale, bias);
-    }
-    return;
-  }
-  for (int p = 0; p < 2; p++) {
-    V even[4][4], odd[4][4], line[8];
-    const int64_t up = p * 2 * phase_stride;
-    untransform(m + up, filter, up, 0, even);
-    untransform(m + up + phase_stride, filter, up, phase_stride, odd);
-    for (int64_t a = 0; a < rows; a++) {
-      V mixed[8];
-      for (int b = 0; b < 4; b++) mixed[2 * b] = even[a][b], mixed[2 * b + 1] = odd[a][b];
-      join8(mixed, line);
-      const int64_t at = (2 * a + p) * width;
-      finish(map, y + at, noise ? noise + at : nullptr, line, 8, valid, scale, bias);
-    }
+  float* y = map.y + o * map.height * map.width + row * map.width + column;
+  const float* noise = map.noise ? map.noise + o * map.noise_stride + row * map.width + column : nullptr;
+  V pixels[4][4], line[4];
+  untransform(m, pixels);
+  for (int64_t a = 0; a < rows; a++) {
+    join4(pixels[a], line);
+    finish(map, y + a * map.width, noise ? noise + a * map.width : nullptr, line, 4, valid, scale, bias);
   }
 }
 
 struct Plan {
-  int64_t units, rows;  // units in a block; rows of the filter between two output transforms
+  int64_t units, rows;  // units in a block; channels between two output transforms
 };
 
 inline int64_t plane_floats(const Filter& f, int64_t units) {
@@ -394,11 +284,12 @@ inline int64_t scratch_floats(const Filter& f, const Plan& p) {
   return kPoints * plane_floats(f, p.units) + p.rows * p.units * kPoints * kLanes;
 }
 
-// Units [first, last) of a map, at most a block; rows [begin, end) of the filter (multiples of 16, or its end).
+// Units [first, last) of a map, at most a block; channels [begin, end) of the output (multiples of 4).
 inline void run_block(const Map& map, const Filter& f, const Plan& plan, int64_t first, int64_t last, int64_t begin,
                       int64_t end, float* scratch) {
   const int64_t across = map.across(), units = last - first, lanes = units * kLanes;
   const int64_t plane = plane_floats(f, units), row_stride = units * kPoints * kLanes;
+  constexpr int64_t at[3] = {0, kPoints * kLanes, 2 * kPoints * kLanes};
   float *v = scratch, *m = scratch + kPoints * plane;
   for (int64_t i = 0; i < f.in; i++)
     for (int64_t n = 0; n < units; n++)
@@ -406,26 +297,20 @@ inline void run_block(const Map& map, const Filter& f, const Plan& plan, int64_t
                  (first + n) % across * kUnit, v + i * lanes + n * kLanes, plane);
   for (int64_t top = begin; top < end; top += plan.rows) {
     const int64_t rows = std::min(plan.rows, end - top);
-    for (int64_t p = 0; p < kPoints; p++) {
-      const Group g = f.group[p];
-      const int64_t span = Filter::span(g);
-      int64_t at[kRows];
-      for (int64_t r = 0; r < kRows; r++) at[r] = Filter::place(g, r) * row_stride;
-      for (int64_t r = 0; r < rows; r += span) {
-        const float* taps = f.taps.get() + f.start[p] + (top + r) / span * kRows * f.in;
-        const float* from = v + p * plane;
+    for (int64_t p = 0; p < kPoints; p++)
+      for (int64_t r = 0; r < rows; r += kRows) {
+        const float *taps = f.taps.get() + (p * f.out + top + r) * f.in, *from = v + p * plane;
         float* to = m + r * row_stride + p * kLanes;
         int64_t n = 0;
         for (; n + 3 <= units; n += 3)
-          multiply<3>(taps, from + n * kLanes, f.in, lanes, to + n * kPoints * kLanes, at);
-        if (units - n == 2) multiply<2>(taps, from + n * kLanes, f.in, lanes, to + n * kPoints * kLanes, at);
-        if (units - n == 1) multiply<1>(taps, from + n * kLanes, f.in, lanes, to + n * kPoints * kLanes, at);
+          multiply<3>(taps, from + n * kLanes, f.in, lanes, to + n * at[1], row_stride, at);
+        if (units - n == 2) multiply<2>(taps, from + n * kLanes, f.in, lanes, to + n * at[1], row_stride, at);
+        if (units - n == 1) multiply<1>(taps, from + n * kLanes, f.in, lanes, to + n * at[1], row_stride, at);
       }
-    }
-    for (int64_t r = 0; r < rows; r += f.phases)
+    for (int64_t r = 0; r < rows; r++)
       for (int64_t n = 0; n < units; n++)
-        output_unit(map, f, (top + r) / f.phases, (first + n) / across * kTile, (first + n) % across * kUnit,
-                    m + r * row_stride + n * kPoints * kLanes, row_stride);
+        output_unit(map, top + r, (first + n) / across * kTile, (first + n) % across * kUnit,
+                    m + r * row_stride + n * at[1]);
   }
   if (map.stream) _mm_sfence();
 }
@@ -439,7 +324,7 @@ struct ConvJob {
 
   // Sizes are the measured ones: a block of 8 units does not wrap at 1024 px; a small map, of which there are few
   // blocks, is shared out by channels too, at the cost of one more input transform each.
-  ConvJob(const Filter& f, std::vector<Map> m) : filter(f), maps(std::move(m)), chunk(f.rows()) {
+  ConvJob(const Filter& f, std::vector<Map> m) : filter(f), maps(std::move(m)), chunk(f.out) {
     if (maps.empty() || (units = maps[0].units()) == 0) return;
     constexpr int64_t enough = 8, smallest = 64;
     plan = Plan{maps[0].across() >= 32 ? 8 : 6, 32};
@@ -447,8 +332,8 @@ struct ConvJob {
     const auto all = blocks * static_cast<int64_t>(maps.size());
     if (all < enough) {
       const int64_t wanted = (enough + all - 1) / all;
-      chunk = (filter.rows() / wanted + smallest - 1) / smallest * smallest;
-      splits = (filter.rows() + chunk - 1) / chunk;
+      chunk = std::max((filter.out / wanted + smallest - 1) / smallest * smallest, smallest);
+      splits = (filter.out + chunk - 1) / chunk;
     }
   }
 
@@ -457,7 +342,7 @@ struct ConvJob {
   void operator()(int64_t i) const {
     const int64_t split = i % splits, block = i / splits % blocks, k = i / splits / blocks;
     run_block(maps[static_cast<size_t>(k)], filter, plan, block * plan.units,
-              std::min(units, (block + 1) * plan.units), split * chunk, std::min(filter.rows(), (split + 1) * chunk),
+              std::min(units, (block + 1) * plan.units), split * chunk, std::min(filter.out, (split + 1) * chunk),
               scratch(scratch_floats(filter, plan)));
   }
 };
