@@ -16,6 +16,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib.util import find_spec
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 SOURCES = Path(__file__).resolve().parent / "cpp"
 """`MAIN` and every header beside it take part."""
 MAIN = "ort_kernels.cpp"
-FLAGS = ("-O3", "-std=c++17", "-mavx2", "-mfma", "-mf16c", "-fPIC", "-shared", "-Wall")
+FLAGS = ("-O3", "-std=c++17", "-mavx2", "-mfma", "-mf16c", "-fPIC", "-shared", "-pthread", "-Wall")
 FEATURES = ("avx2", "fma", "f16c")
 """What `FLAGS` asks of the CPU, as /proc/cpuinfo calls it."""
 COMPILERS = ("c++", "g++", "clang++")
@@ -77,7 +78,7 @@ def unsupported() -> str:
 @lru_cache(maxsize=1)
 def _cpu_features() -> frozenset[str]:
     try:
-        with _CPUINFO.open(encoding="ascii", errors="replace") as file:
+        with _CPUINFO.open(encoding="utf-8", errors="replace") as file:
             text = file.read(_ENOUGH)
     except OSError:
         return frozenset()
@@ -111,11 +112,15 @@ def built() -> Library | None:
     """
     from .plan_cache import PlanCache, default_folder
 
-    if not (default_folder() / "key").exists():  # nothing was ever built here; an edit must not make the folder
+    try:
+        folder = default_folder()
+    except RuntimeError:  # a user without a home, as in some containers
         return None
-    cache = PlanCache()
-    content = cache.get(key())
-    return None if content is None else _library(content, cache.path(key()))
+    if not os.path.exists(folder / "key"):  # nothing was ever built here; an edit must not make the folder
+        return None
+    cache, wanted = PlanCache(folder), key()
+    content = cache.get(wanted)
+    return None if content is None else _library(content, cache.path(wanted))
 
 
 def fault() -> str:
@@ -190,19 +195,39 @@ def build(check: Callable[[bytes], str], onnxruntime: str, say: Say, rebuild: bo
         command = compiler()
         if not command:
             raise MissingDependency(
-                f"the kernels need a C++ compiler: $CXX, or {', '.join(COMPILERS)} on the path (a package such as g++); "
-                f"or run: {EXTRA}"
+                f"the kernels need a C++ compiler: $CXX, or {', '.join(COMPILERS)} on the path (of a package such as "
+                f"g++); or run: {EXTRA}"
             )
         content = _compiled(command, cache, wanted, say)
         wrong = check(content)
         if wrong:
             raise Refused(f"the kernels built with {_version(command)} are not used: {wrong}")
-        about = json.dumps(asdict(Made(_version(command), onnxruntime)), sort_keys=True)
-        return about.encode() + b"\n" + content
+        return _kept(Made(_version(command), onnxruntime), content)
 
     if rebuild:
         cache.path(wanted).unlink(missing_ok=True)
     return _library(cache.get_or_build(wanted, compile_and_check), cache.path(wanted)), bool(fresh)
+
+
+def try_again(library: Library, check: Callable[[bytes], str], onnxruntime: str) -> None:
+    """Try a library with another ONNX Runtime than it was tried with, and keep what came of it.
+
+    Raises:
+        Refused: `check` found fault with it.
+    """
+    from .plan_cache import PlanCache, Refused
+
+    wrong = check(library.content)
+    with suppress(OSError):  # a full disk costs the next start, not this one
+        content = b"" if wrong else _kept(Made(library.made.compiler, onnxruntime), library.content)
+        PlanCache().put(key(), content, refused=wrong and f"the kernels are not used: {wrong}")
+    if wrong:
+        raise Refused(f"the kernels are not used with ONNX Runtime {onnxruntime}: {wrong}; run: {MEND} --rebuild")
+
+
+def _kept(made: Made, content: bytes) -> bytes:
+    """What stands in the cache: how it was made in one line, then the library."""
+    return json.dumps(asdict(made), sort_keys=True).encode() + b"\n" + content
 
 
 def _library(content: bytes, path: Path) -> Library:
@@ -226,7 +251,9 @@ def _compiled(command: list[str], cache: PlanCache, wanted: dict[str, Any], say:
         try:
             return out.read_bytes()
         except OSError as error:
-            raise EngineError(f"the compiler {command[0]} ended well and wrote no library ({error.strerror})") from error
+            raise EngineError(
+                f"the compiler {command[0]} ended well and wrote no library ({error.strerror})"
+            ) from error
 
 
 @lru_cache(maxsize=4)

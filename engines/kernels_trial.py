@@ -25,7 +25,10 @@ def feeds(batch: int) -> dict[str, np.ndarray]:
     """x [N,8,32,32], rgb [N,3,32,32], styles s0 to s3 [N,8] around 1; the same in every call."""
     rng = np.random.default_rng(batch)
     arrays = {name: 1 + 0.2 * rng.standard_normal((batch, CHANNELS)) for name in STYLES}
-    arrays |= {"x": rng.standard_normal((batch, CHANNELS, SIDE, SIDE)), "rgb": rng.standard_normal((batch, 3, SIDE, SIDE))}
+    arrays |= {
+        "x": rng.standard_normal((batch, CHANNELS, SIDE, SIDE)),
+        "rgb": rng.standard_normal((batch, 3, SIDE, SIDE)),
+    }
     return {name: array.astype(np.float32) for name, array in arrays.items()}
 
 
@@ -104,7 +107,7 @@ def graph() -> bytes:
         _node("ConvTranspose", ("rgb", "fir3"), "t3", group=3, strides=(2, 2), pads=(1, 1, 1, 1), kernel_shape=(4, 4)),
         _node("Add", ("c3", "t3"), OUTPUTS[1]),
     ]
-    inputs = {"x": ("N", c, SIDE, SIDE), "rgb": ("N", 3, SIDE, SIDE), **{name: ("N", c) for name in STYLES}}
+    inputs = {"x": ("N", c, SIDE, SIDE), "rgb": ("N", 3, SIDE, SIDE), **dict.fromkeys(STYLES, ("N", c))}
     parts = [_field(1, node) for node in nodes]
     parts += [_field(2, "trial"), *(_field(5, _tensor(name, np.asarray(a))) for name, a in tensors.items())]
     parts += [_field(11, _port(name, shape)) for name, shape in inputs.items()]

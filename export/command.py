@@ -57,7 +57,9 @@ from .slider import slice_names
     help="How up-sampling convolutions are written; auto: the recorded table, measure: time all of them here.",
 )
 @click.option("--slider/--no-slider", default=True, show_default=True, help="Also export the graphs of sliders.")
-@click.option("--kernels/--no-kernels", default=True, help="In the end compile the CPU's kernels, where there is a compiler.")
+@click.option(
+    "--kernels/--no-kernels", default=True, help="In the end compile the CPU's kernels, where there is a compiler."
+)
 @click.option("--name", metavar="NAME", help="Name of the bundle; the pack's name if not given.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on stdout; progress goes to stderr.")
 @click.option("--dry-run", is_flag=True, help="Say what would be exported and where; write nothing.")

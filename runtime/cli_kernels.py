@@ -23,8 +23,8 @@ Examples:
 def kernels(rebuild: bool, as_json: bool) -> None:
     """Compile our own kernels for ONNX Runtime on the CPU, try them, and keep them for every later command.
 
-    The compiler is $CXX, else c++, g++ or clang++ on the path, else the one of the extra `kernels`. Without --engine, an
-    edit on the CPU then uses them.
+    The compiler is $CXX, else c++, g++ or clang++ on the path, else the one of the extra `kernels`. An edit on the CPU
+    without --engine uses them from then on.
     """
     record = make(rebuild)
     if as_json:
