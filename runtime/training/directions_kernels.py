@@ -17,6 +17,8 @@ from .networks.stylegan2 import SQRT2, Generator, Layer, ToRGB
 
 EPS = 1e-8
 """Under the root of the demodulation."""
+SMALLEST_MAP = 32
+"""Pixels a side of what enters a layer from which the kernels are faster than PyTorch (measured at 512 channels)."""
 
 
 def usable(generator: Generator) -> bool:
@@ -32,6 +34,9 @@ class KernelNetwork:
         self.modules = [generator.layer(layer.name) for layer in generator.style_layers]
         self.made: dict[int, tuple[kernel_calls.ConvKernel, Tensor]] = {}
         self.memory = Memory()
+        up = (isinstance(module, Layer) and module.up for module in self.modules)
+        sides = (int(layer.name.split(".")[0][1:]) for layer in generator.style_layers)
+        self.sides = [side // 2 if doubled else side for side, doubled in zip(sides, up, strict=True)]
 
     def layer(self, index: int, s: Tensor) -> KernelLayer:
         """The style layer `index` at the style s [Ci]."""
@@ -63,7 +68,7 @@ class Memory:
 class KernelLayer:
     """A layer at one image's style: x [N, Ci, r, r] -> features, or RGB where it is a toRGB.
 
-    The features of a layer stand in `Memory`: the next but one overwrites them.
+    Both lie in C order; r is `SMALLEST_MAP` or more. The features of a layer stand in `Memory`: the next but one overwrites them.
     """
 
     def __init__(
@@ -92,10 +97,8 @@ class KernelLayer:
             out = self.memory.next(len(x), self.kernel.outputs, *size)
             constants = self.style, self.demod, self.noise, self.bias, SQRT2
             found = self.kernel(_numbers(x), *constants, threads, out)
-        elif x.shape[-1] % 16 == 0:
+        else:
             found = kernel_calls.rgb(_numbers(x), self.weight, self.bias, threads)
-        else:  # the smallest maps
-            found = np.einsum("kc,nchw->nkhw", self.weight, _numbers(x)) + self.bias[:, None, None]
         y = torch.from_numpy(found)
         return y if self.layer.clamp is None else y.clamp_(-self.layer.clamp, self.layer.clamp)
 

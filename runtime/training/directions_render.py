@@ -26,7 +26,7 @@ from torch import Tensor
 
 from . import directions_engine, directions_kernels
 from .directions_engine import Rgbs
-from .directions_kernels import EPS, KernelLayer, KernelNetwork
+from .directions_kernels import EPS, SMALLEST_MAP, KernelLayer, KernelNetwork
 from .networks.clip import area_matrix
 from .networks.stylegan2 import SQRT2, Generator, Layer, ToRGB, fir_kernel
 
@@ -250,6 +250,12 @@ class Renderer:
         self.views = {r: None if a is None else a.to(home) for r, a in views.items()}
         self.largest = generator.config.resolution
 
+    def kernel(self, index: int, s: Tensor) -> KernelLayer | None:
+        """The style layer `index` at the style s [Ci] by our own kernels, where they render it."""
+        if self.network is None or self.network.sides[index] < SMALLEST_MAP:
+            return None
+        return self.network.layer(index, s)
+
     def look(self, rgb: Tensor, resolution: int) -> Tensor:
         """The share of a toRGB output [N, 3, r, r] in the picture that CLIP sees, [N, 3, size, size]."""
         a = self.views[resolution]
@@ -270,9 +276,9 @@ class OpenedImage:
         first = next(iter(renderer.generator.blocks.values()))
         x: Tensor = first.const[None].contiguous(memory_format=torch.channels_last)  # type: ignore[operator]
         self.below: Tensor | float = 0.0  # what the toRGB layers below add to the picture
-        network = renderer.network
         for i in range(index):
-            y = network.layer(i, styles[i])(x) if network else modules[i](x, styles[i][None])
+            kernel = renderer.kernel(i, styles[i])
+            y = kernel(x) if kernel else modules[i](x, styles[i][None])
             if isinstance(modules[i], ToRGB):
                 self.below = self.below + renderer.look(y, renderer.resolutions[i])
             else:
@@ -280,10 +286,9 @@ class OpenedImage:
         rest = range(index + 1, len(modules))
         self.resolution = renderer.resolutions[index]
         self.above: list[Folded] = [
-            (renderer.resolutions[i], network.layer(i, styles[i]) if network else FoldedLayer(modules[i], styles[i]))
-            for i in rest
+            (renderer.resolutions[i], renderer.kernel(i, styles[i]) or FoldedLayer(modules[i], styles[i])) for i in rest
         ]
-        self.layer = Opened(modules[index], x.clone() if network else x, styles[index])  # x may be overwritten
+        self.layer = Opened(modules[index], x.clone() if renderer.network else x, styles[index])  # x may be overwritten
         self.compiled: tuple[tuple[int, ...], Rgbs] | None = None
         if isinstance(modules[index], ToRGB):  # its channels change nothing above: that is rendered once
             self.below, self.above = self.below + self._sum(self._rgbs(x)), []
