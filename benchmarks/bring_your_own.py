@@ -115,7 +115,7 @@ def steps(folder: Path, files: Arguments) -> dict[str, Arguments]:
     edit += ["--alpha", "2", "--beta", "0.1", "--out", picture]
     return {
         "pack import": ["pack", "import", *files, "--name", "mine", "--out", pack],
-        "export": ["export", "--pack", pack, "--prompt", PROMPT, "--out", bundle],
+        "export": ["export", "--pack", pack, "--prompt", PROMPT, "--no-kernels", "--out", bundle],
         "edit": edit,
         "edit, again": edit,
     }

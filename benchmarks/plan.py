@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 
-from ..engines.errors import InputError
+from ..engines import kernels, ort_kernels
+from ..engines.errors import InputError, StyleclipError
 from ..engines.select import probe
 from .scenarios import SCENARIOS
 from .subjects import SubjectSpec
@@ -20,8 +21,10 @@ STEP_NAMES = {
     "folded": "+ folded constants",
 }
 ORIGINAL = "original (eager)"
+KERNELS = "onnxruntime-kernels"
 ENGINE_NAMES = {
     "onnxruntime": "ONNX Runtime",
+    KERNELS: "ONNX Runtime with own kernels",
     "onnxruntime-tensorrt": "ONNX Runtime, TensorRT provider",
     "openvino": "OpenVINO",
     "tensorrt": "TensorRT",
@@ -97,6 +100,16 @@ class Plan:
         """Of the graphs that the engines need; none where no engine runs."""
         specs = [spec for specs in self.subjects.values() for spec in specs if spec.kind == "engine"]
         return tuple(p for p in ("fp32", "fp16") if any(spec.precision == p for spec in specs))
+
+
+def build_kernels(options: Options, say: Callable[[str], None]) -> dict[str, str]:
+    """Compile the kernels where they are asked for and are not there; {engine: why} where that fails."""
+    if KERNELS in options.engines and options.device == "cpu" and kernels.fault() == kernels.NOT_BUILT:
+        try:
+            ort_kernels.build_kernels(say)
+        except StyleclipError as error:
+            return {ENGINE_NAMES[KERNELS]: str(error)}
+    return {}
 
 
 def make_plan(options: Options) -> Plan:
@@ -190,7 +203,10 @@ def ceilings(options: Options, engines: Sequence[str], with_torch: bool) -> list
 
     if options.device == "cuda":
         return [one("matmul", "torch"), one("matmul", "torch", "fp16"), one("copy", "torch")] if with_torch else []
-    libraries = ["torch" if with_torch else "numpy", *engines]
+    products = dict.fromkeys(
+        "onnxruntime" if engine == KERNELS else engine for engine in engines
+    )  # the kernels have none
+    libraries = ["torch" if with_torch else "numpy", *products]
     return [*(one("matmul", library) for library in libraries), one("copy", "torch" if with_torch else "numpy")]
 
 

@@ -21,7 +21,7 @@ from ..engines.errors import EngineError
 from . import startup
 from .machine import environment
 from .network import NetworkSpec
-from .plan import ORIGINAL, Options, Plan, make_plan, slider_subjects
+from .plan import ORIGINAL, Options, Plan, build_kernels, make_plan, slider_subjects
 from .records import Record, Row
 from .remote import Worker
 from .samples import Alternating, calls_for, nearest_rank
@@ -60,7 +60,9 @@ def bench(
 
     Raises PackError, BundleError, MissingDependency where nothing can be prepared.
     """
+    failed = build_kernels(options, progress)
     plan = make_plan(options)
+    plan.left_out |= failed
     if not options.tasks:
         about = startup.about(network, options)
         record = Record(environment(options.device, options.threads), about, asdict(options))

@@ -98,23 +98,23 @@ def fields(message: memoryview) -> Iterator[tuple[int, memoryview, memoryview | 
     Raises:
         Malformed: the bytes are no message of protobuf.
     """
-    at = 0
-    while at < len(message):
+    at, end = 0, len(message)
+    while at < end:
         start = at
-        tag, at = _varint(message, at)
+        tag, at = (message[at], at + 1) if message[at] < 0x80 else _varint(message, at)  # nearly all are one byte
         field, wire = tag >> 3, tag & 7
         value = None
         if wire == _VARINT:
             _, at = _varint(message, at)
         elif wire == BYTES:
-            size, at = _varint(message, at)
+            size, at = (message[at], at + 1) if at < end and message[at] < 0x80 else _varint(message, at)
             value = message[at : at + size]
             at += size
         elif wire in _FIXED:
             at += _FIXED[wire]
         else:
             raise Malformed(f"not an ONNX file (wire type {wire} at byte {start})")
-        if at > len(message) or field == 0:
+        if at > end or field == 0:
             raise Malformed(f"not an ONNX file, or cut short (a field at byte {start} runs past the end)")
         yield field, message[start:at], value
 

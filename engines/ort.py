@@ -31,6 +31,8 @@ CUDA_OPTIONS = {
 }
 """Of the CUDA provider, named here so that they do not change with a library's defaults."""
 _ERRORS_ONLY = 3
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+"""The option that says where the external weights of a graph lie that is opened from bytes."""
 _DTYPES = {"float": "float32", "double": "float64", **{n: n for n in ("float16", "bool")}}
 _DTYPES |= {f"{sign}int{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 _redirect = threading.Lock()
@@ -55,9 +57,13 @@ class OrtEngine(Engine):
         """
         if device not in self.providers:
             raise EngineUnavailable(f"the engine {self.backend!r} runs on {'/'.join(self.providers)}, not {device!r}.")
-        self._session = _open_session(model, self.providers[device], thread_count(threads))
+        self._session = self._open(model, self.providers[device], thread_count(threads))
         super().__init__(agreed_spec(spec, _spec_of(self._session, model_name(model)), model), device)
         self._outputs = [tensor.name for tensor in self.spec.outputs]
+
+    def _open(self, model: Path | bytes, provider: str, threads: int) -> Any:
+        """The session of `model`; provider: a key of `PROVIDERS`."""
+        return open_session(model, provider, threads)
 
     def _run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         session = self._session  # close() in another thread must not take it away half-way
@@ -159,15 +165,35 @@ def _library() -> Any:
     return onnxruntime
 
 
-def _open_session(model: Path | bytes, device: str, threads: int) -> Any:
+def open_session(
+    model: Path | bytes, device: str, threads: int, graph: bytes | None = None, operators: str = ""
+) -> Any:
+    """An onnxruntime.InferenceSession.
+
+    Args:
+        model: a file or its bytes.
+        device: a key of `PROVIDERS`.
+        threads: of the CPU.
+        graph: bytes that are opened in place of those of `model`, over the same external weights.
+        operators: the path of a library with custom operators that `graph` needs.
+
+    Raises:
+        EngineUnavailable: `device` cannot be had.
+        EngineError: the graph or the library cannot be loaded.
+    """
     reason = unusable_reason(device)
     if reason:
         raise EngineUnavailable(f"ONNX Runtime cannot run on {device!r}: {reason}")
     ort, provider = _library(), PROVIDERS[device]
-    source = model if isinstance(model, bytes) else str(model)
+    source = graph or (model if isinstance(model, bytes) else str(model))
+    options = _options(ort, threads)
+    if graph is not None and isinstance(model, Path):
+        options.add_session_config_entry(_WEIGHTS_FOLDER, str(model.parent))
     try:
         with stdout_to_stderr(device != "cpu"):
-            session = ort.InferenceSession(source, _options(ort, threads), providers=_providers(device))
+            if operators:
+                options.register_custom_ops_library(operators)
+            session = ort.InferenceSession(source, options, providers=_providers(device))
     except Exception as error:  # the library's own exception classes share no base of their own
         raise EngineError(f"ONNX Runtime cannot load {model_name(model)}: {first_line(error)}") from error
     if session.get_providers()[0] != provider:

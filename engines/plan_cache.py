@@ -1,5 +1,6 @@
 """Built plans of this machine: a cache that only ever gives back what this user's own process put in.
 
+TensorRT's plans, AOTInductor's packages and the compiled kernels of `kernels` are kept here, all called plans.
 Deserialising a plan is running native code. So a plan comes from nowhere but this folder (mode 0700, of this user),
 stands under an HMAC with a key that never leaves it (mode 0600), and the bytes that were authenticated are the bytes
 that are used. What does not fit in every field of its key is built again. A pack or a bundle never carries one.
@@ -11,10 +12,8 @@ import hashlib
 import hmac
 import json
 import os
-import secrets
 import stat
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -107,6 +106,8 @@ class PlanCache:
 
     def put(self, key: Key, plan: bytes, refused: str = "") -> None:
         """Keep `plan`: it appears whole, under its name, or not at all."""
+        import tempfile  # with `secrets` ten milliseconds, which one who only looks a plan up does not need
+
         header = json.dumps({"key": _plain(key), "refused": refused}, sort_keys=True).encode()
         body = len(header).to_bytes(4, "little") + header + plan
         mac = hmac.digest(self._secret, body, "sha256")
@@ -203,6 +204,9 @@ def _only_mine(found: os.stat_result) -> bool:
 def _secret(path: Path) -> bytes:
     """The key of the HMAC, made at random on first use. Linked into place: of two processes one wins, both use it."""
     if not path.exists():
+        import secrets
+        import tempfile
+
         descriptor, name = tempfile.mkstemp(prefix=".key.", dir=path.parent)
         try:
             with os.fdopen(descriptor, "wb") as file:

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from importlib.util import find_spec
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from . import nvinfer
+from . import kernels, nvinfer
 from .distributions import distribution_version, ort_clash, ort_repair, tensorrt_version
 from .driver import cuda_driver
-from .errors import BundleError, EngineError, EngineUnavailable, InputError, MissingDependency, StyleclipError
+from .errors import EngineUnavailable, InputError, MissingDependency, StyleclipError
+from .fallback import kernels_engine, kernels_or_onnxruntime, tensorrt_engine, tensorrt_or_onnxruntime
 from .openvino import OpenVinoEngine
 from .ort import OrtEngine, OrtTensorRtEngine, unusable_reason
 from .ort import version as ort_version
 from .session import Engine
-from .spec import GraphSpec
 from .trial import trial
 
 if TYPE_CHECKING:
     from .build import BuildOptions, GraphProgress
 
 DEVICES = ("auto", "cpu", "cuda")
-ENGINES = ("onnxruntime", "onnxruntime-tensorrt", "openvino", "tensorrt")
+ENGINES = ("onnxruntime", "onnxruntime-kernels", "onnxruntime-tensorrt", "openvino", "tensorrt")
 
 _ASKED = {"cpu": "the CPU was asked for", "cuda": "CUDA was asked for"}
 _GPU_EXTRA = "python -m pip install 'styleclip-rt[gpu]'"
@@ -62,7 +60,7 @@ class BackendStatus:
 class Choice:
     """The engine and device to use, and a phrase that says why.
 
-    `fallback`: nobody named the engine, so a graph that it cannot build may run in ONNX Runtime instead.
+    `fallback`: nobody named the engine, so a graph that it cannot build or open may run in ONNX Runtime instead.
     """
 
     engine: str
@@ -93,8 +91,9 @@ def choose(device: str = "auto", engine: str | None = None) -> Choice:
     """The engine and device for a bundle.
 
     With `engine=None` and a device that is not `"cpu"` it is the first that really runs of TensorRT and ONNX Runtime
-    on CUDA; on the CPU ONNX Runtime where it is installed (it starts several times faster), else OpenVINO. With
-    `device="auto"` the CPU comes last, and the reason says why CUDA was not taken.
+    on CUDA; on the CPU ONNX Runtime where it is installed (it starts several times faster), with our own kernels where
+    their library was built, else OpenVINO. With `device="auto"` the CPU comes last, and the reason says why CUDA was
+    not taken.
 
     Raises:
         InputError: a name that is not in `DEVICES` or `ENGINES`.
@@ -124,45 +123,11 @@ def engine_class(
     tensorrt, progress: how TensorRT builds its plans, and what hears of it; see `open_bundle`.
     """
     if engine == "tensorrt":
-        make = tensorrt_or_onnxruntime if fallback else tensorrt_engine
+        make = partial(tensorrt_or_onnxruntime, cuda_fault=_cuda_trial) if fallback else tensorrt_engine
         return partial(make, options=tensorrt, progress=progress)
+    if engine == _OWN and fallback:
+        return kernels_or_onnxruntime
     return next(backend.load() for (name, _), backend in _BACKENDS.items() if name == engine)
-
-
-def tensorrt_engine(
-    model: Path | bytes, spec: GraphSpec | None = None, device: str = "cuda", threads: int | None = None, **build: Any
-) -> Engine:
-    """TensorRT; `build` is `options` and `progress` of `trt.default_setup`."""
-    from .trt import TensorRtEngine, default_setup  # a third of a second that an edit on the CPU does not need
-
-    return TensorRtEngine(model, spec, device, threads, default_setup(**build))
-
-
-def tensorrt_or_onnxruntime(
-    model: Path | bytes, spec: GraphSpec | None = None, device: str = "cuda", threads: int | None = None, **build: Any
-) -> Engine:
-    """TensorRT where it can build `model` and the plan passes its gate, else ONNX Runtime, and says so once."""
-    try:
-        return tensorrt_engine(model, spec, device, threads, **build)
-    except BundleError:
-        raise
-    except EngineError as error:
-        instead = "cpu" if _cuda_trial() else "cuda"
-        engine = OrtEngine(model, spec, instead, threads)
-        _say_fallback(f"TensorRT is not used: {error}. ONNX Runtime runs the graph, on {instead!r}.")
-        return engine
-
-
-@lru_cache(maxsize=1)
-def _said() -> list[str]:
-    return []
-
-
-def _say_fallback(message: str) -> None:
-    """One warning a process, however many graphs fall back."""
-    if not _said():
-        warnings.warn(message, stacklevel=3)
-    _said().append(message)
 
 
 def _named(device: str, engine: str) -> Choice:
@@ -174,6 +139,8 @@ def _named(device: str, engine: str) -> Choice:
     if not _installed(engine):
         mend = _BACKENDS[engine, devices[0]].mend("not installed")
         raise MissingDependency(f"the engine {engine!r} is not installed; run: {mend}")
+    if engine == _OWN and (fault := kernels.fault()):
+        raise EngineUnavailable(_with_mend(f"{_TITLES[engine]} cannot be used: {fault}", kernels.mend(fault)))
     if device == "cpu" or devices == ["cpu"]:
         return Choice(engine, "cpu", _ASKED.get(device, f"{_TITLES[engine]} runs on the CPU"))
     reason = _why_not(engine)
@@ -187,7 +154,8 @@ def _named(device: str, engine: str) -> Choice:
 
 def _best(device: str, installed: list[str]) -> Choice:
     if device == "cpu" or installed == ["openvino"]:
-        return _named(device, "onnxruntime" if "onnxruntime" in installed else "openvino")
+        name = "onnxruntime" if "onnxruntime" in installed else "openvino"
+        return _with_own_kernels(_named(device, name))
     reasons = [cuda_driver().reason] if _no_card() else []
     for name in installed if not reasons else ():
         if (name, "cuda") not in _BACKENDS:
@@ -203,14 +171,24 @@ def _best(device: str, installed: list[str]) -> Choice:
     cpu = next((name for name in installed if (name, "cpu") in _BACKENDS), None)
     if cpu is None:
         raise EngineUnavailable(f"no engine runs here: {said}. On the CPU: {ort_repair()}")
-    return Choice(cpu, "cpu", f"CUDA is not used: {said}")
+    return _with_own_kernels(Choice(cpu, "cpu", f"CUDA is not used: {said}"))
+
+
+def _with_own_kernels(choice: Choice) -> Choice:
+    """Our own kernels in place of plain ONNX Runtime on the CPU, where they were built; a look at a file, no more."""
+    if choice.engine != "onnxruntime" or kernels.fault():
+        return choice
+    return Choice(_OWN, "cpu", f"{choice.reason}; our own kernels are built here", fallback=True)
 
 
 def _why_not(engine: str) -> str:
     """Why `engine` does not run on CUDA, with the line that mends it; "" if it does."""
     backend = _BACKENDS[engine, "cuda"]
     fault = backend.fault()
-    mend = backend.mend(fault) if fault else ""
+    return _with_mend(fault, backend.mend(fault) if fault else "")
+
+
+def _with_mend(fault: str, mend: str) -> str:
     return f"{fault}; run: {mend}" if mend else fault
 
 
@@ -240,6 +218,13 @@ def _cuda_trial() -> str:
 def _ort_tensorrt_trial() -> str:
     """The same for its TensorRT provider."""
     return unusable_reason("tensorrt") or trial(OrtTensorRtEngine, "cuda")
+
+
+def _kernels_trial() -> str:
+    """The same for our own kernels; asked anew each time, since they may be built meanwhile."""
+    from .ort_kernels import engine_fault
+
+    return engine_fault()
 
 
 @lru_cache(maxsize=1)
@@ -293,14 +278,16 @@ def _ort_installed() -> bool:
     return _installed("onnxruntime")
 
 
+_OWN = "onnxruntime-kernels"
 _TITLES = {
     "onnxruntime": "ONNX Runtime",
+    _OWN: "ONNX Runtime with own kernels",
     "onnxruntime-tensorrt": "ONNX Runtime's TensorRT provider",
     "openvino": "OpenVINO",
     "tensorrt": "TensorRT",
 }
 _ORDER = ("tensorrt", "onnxruntime", "openvino")
-"""What `choose` takes by itself, best first; the rest is taken by name only."""
+"""What `choose` takes by itself, best first, with our own kernels in ONNX Runtime; the rest is taken by name only."""
 
 # The functions stand in lambdas so that what they do is looked up when it is asked.
 _BACKENDS: dict[tuple[str, str], _Backend] = {
@@ -319,6 +306,13 @@ _BACKENDS: dict[tuple[str, str], _Backend] = {
         lambda: _cuda_trial(),
         lambda fault: _cuda_mend(fault),
         clash=True,
+    ),
+    (_OWN, "cpu"): _Backend(
+        lambda: kernels_engine,
+        _ort_installed,
+        ort_version,
+        lambda: _kernels_trial(),
+        lambda fault: kernels.mend(fault) if _ort_installed() else ort_repair(),
     ),
     ("onnxruntime-tensorrt", "cuda"): _Backend(
         lambda: OrtTensorRtEngine,

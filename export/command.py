@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from ..engines.errors import StyleclipError
+from ..runtime.cli_kernels import make_beside
 from ..runtime.prompts import slug
 from ..runtime.store import export_folder
 from ..runtime.training.pack import Pack, load_pack
@@ -56,6 +57,9 @@ from .slider import slice_names
     help="How up-sampling convolutions are written; auto: the recorded table, measure: time all of them here.",
 )
 @click.option("--slider/--no-slider", default=True, show_default=True, help="Also export the graphs of sliders.")
+@click.option(
+    "--kernels/--no-kernels", default=True, help="In the end compile the CPU's kernels, where there is a compiler."
+)
 @click.option("--name", metavar="NAME", help="Name of the bundle; the pack's name if not given.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on stdout; progress goes to stderr.")
 @click.option("--dry-run", is_flag=True, help="Say what would be exported and where; write nothing.")
@@ -69,10 +73,11 @@ def export_command(
     precision: str,
     form: str,
     slider: bool,
+    kernels: bool,
     as_json: bool,
     dry_run: bool,
 ) -> None:
-    """Thin: plan, export, print."""
+    """Thin: plan, export, print, and the kernels that this machine opens the bundle with."""
     try:
         pack = load_pack(pack_name)
         plan = make_plan(pack, [*prompts, *(pack.prompts if all_prompts else ())], neutral, name)
@@ -84,6 +89,8 @@ def export_command(
             return
         report = run_export(pack, plan, folder)
         click.echo(json.dumps(report_dict(report, plan), indent=1) if as_json else table_text(report, plan))
+        if kernels:
+            make_beside()
     except StyleclipError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(error.exit_code)

@@ -39,7 +39,7 @@ def measure_forms(
         engines = {}
         for form in FORMS:
             file = write_form(Path(folder), pack.generator, spec, form, precision)
-            engines[form] = engine_class(chosen.engine)(file, spec, device=chosen.device)
+            engines[form] = engine_class(chosen.engine, chosen.fallback)(file, spec, device=chosen.device)
         times = in_turns({form: runner(one, {"s": s}) for form, one in engines.items()}, repeats)
         for one in engines.values():
             one.close()

@@ -94,7 +94,8 @@ class OnnxFinder:
     """
 
     def __init__(self, model: Path) -> None:
-        self._engine: Engine = engine_class(choose("cpu").engine)(model, None, device="cpu")
+        choice = choose("cpu")
+        self._engine: Engine = engine_class(choice.engine, choice.fallback)(model, None, device="cpu")
         self._input, self._points, self._scores = _ports(self._engine, model)
         _, a, b, c = self._input.shape
         self._channels_first = a == 3

@@ -19,6 +19,10 @@ COMMANDS = {
         "Edit faces towards a text by optimising their latents (needs torch).",
     ),
     "info": ("styleclip_rt.runtime.cli_info:info", "What is installed, which engines run, which bundles are there."),
+    "kernels": (
+        "styleclip_rt.runtime.cli_kernels:kernels",
+        "Compile the kernels of this machine's CPU, once (needs a C++ compiler).",
+    ),
     "export": (
         "styleclip_rt.export.command:export_command",
         "Export an engine bundle from a model pack (needs torch).",

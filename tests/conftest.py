@@ -69,6 +69,32 @@ def tracked(root: Path) -> list[Path]:
 
 
 @pytest.fixture(scope="session")
+def kernels_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home folder in which the kernels of this machine are built, with its compiler; tests must not change it.
+
+    Where the machine is not one for kernels, or has no compiler, the test is skipped and says so.
+    """
+    from styleclip_rt.engines import kernels, ort_kernels
+
+    reason = kernels.unsupported() or ("" if kernels.compiler() else "no C++ compiler on this machine")
+    if reason:
+        pytest.skip(f"no kernels: {reason}")
+    pytest.importorskip("onnxruntime", reason="the kernels are operators of ONNX Runtime")
+    home = tmp_path_factory.mktemp("kernels")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STYLECLIP_RT_HOME", str(home))
+        ort_kernels.build_kernels(lambda text: None)
+    return home
+
+
+@pytest.fixture
+def with_kernels(kernels_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """This test's home is one in which the kernels are built."""
+    monkeypatch.setenv("STYLECLIP_RT_HOME", str(kernels_home))
+    return kernels_home
+
+
+@pytest.fixture(scope="session")
 def rtx() -> Any:
     """TensorRT-RTX, found as the engines find it: it builds without a driver, TensorRT itself does not.
 

@@ -32,7 +32,7 @@ def test_a_dry_run_shows_the_plan_and_measures_nothing(monkeypatch: pytest.Monke
     ("arguments", "message"),
     [
         (("--batch", "0,2"), "expected whole numbers from 1 to 64"),
-        (("--engines", "onnxruntime,trt"), "'trt'; expected some of onnxruntime, onnxruntime-tensorrt, openvino, tens"),
+        (("--engines", "onnxruntime,trt"), "'trt'; expected some of onnxruntime, onnxruntime-kernels, onnxruntime-ten"),
         (("--scenario", "multistream"), "expected some of singlestream, server, offline, or none"),
         (("--size", "1000"), "1000"),
     ],

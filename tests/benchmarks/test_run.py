@@ -279,8 +279,9 @@ def test_an_unknown_engine_is_named() -> None:
 
 def rows_of_probe(**usable: bool):
     """What `probe` would say: every engine on its devices, each usable or not as named."""
-    places = {"onnxruntime": ("cpu", "cuda"), "onnxruntime_tensorrt": ("cuda",), "openvino": ("cpu",),
-              "tensorrt": ("cuda",)}  # fmt: skip
+    places = {"onnxruntime": ("cpu", "cuda"), "onnxruntime_kernels": ("cpu",), "onnxruntime_tensorrt": ("cuda",),
+              "openvino": ("cpu",), "tensorrt": ("cuda",)}  # fmt: skip
+    usable = {"onnxruntime_kernels": False, **usable}
     return lambda: [
         BackendStatus(name.replace("_", "-"), device, True, "1.0", usable[name], "" if usable[name] else f"no {name}")
         for name, devices in places.items()
@@ -313,6 +314,71 @@ def test_an_engine_that_cannot_run_is_left_out_with_its_reason(monkeypatch: pyte
     assert on_cpu.left_out["TensorRT"] == "runs on cuda only; this run is on cpu"
     assert on_cpu.left_out["OpenVINO"] == "no openvino"
     assert "ONNX Runtime, TensorRT provider" not in on_cpu.left_out, "nobody asked for it"
+
+
+def test_own_kernels_have_rows_beside_plain_onnx_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
+    usable = {"onnxruntime": True, "onnxruntime_kernels": True, "onnxruntime_tensorrt": False, "openvino": True,
+              "tensorrt": False}  # fmt: skip
+    monkeypatch.setattr(plans, "probe", rows_of_probe(**usable))
+    names = ["ONNX Runtime", "ONNX Runtime with own kernels", "OpenVINO"]
+    plan = make_plan(Options(engines=("onnxruntime", "onnxruntime-kernels", "openvino")))
+    for task in plans.TASKS:
+        assert [spec.name for spec in plan.subjects[task] if spec.kind == "engine"] == names
+    assert plan.engines == ("onnxruntime", "onnxruntime-kernels", "openvino"), "the extras go by engine"
+    products = [spec.library for spec in plan.ceilings if spec.kind == "matmul"]
+    assert products == ["numpy" if "PyTorch" in plan.left_out else "torch", "onnxruntime", "openvino"]
+    alone = make_plan(Options(engines=("onnxruntime-kernels",)))
+    assert "matmul (onnxruntime)" in [spec.name for spec in alone.ceilings]
+    left_out = make_plan(Options(device="cuda", engines=tuple(plans.ENGINE_NAMES))).left_out
+    assert left_out["ONNX Runtime with own kernels"] == "runs on cpu only; this run is on cuda"
+
+
+@pytest.fixture
+def no_kernels(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Kernels that are not built yet; the list holds what asked to build them."""
+    built: list[str] = []
+    monkeypatch.setattr(plans.kernels, "fault", lambda: "" if built else plans.kernels.NOT_BUILT)
+    monkeypatch.setattr(plans.ort_kernels, "build_kernels", lambda say: built.append("built"))
+    return built
+
+
+def test_kernels_are_built_first_where_they_are_asked_for(no_kernels: list[str]) -> None:
+    say: Callable[[str], None] = lambda text: None  # noqa: E731
+    for options in (Options(engines=("onnxruntime", "openvino")), Options(device="cuda")):
+        assert plans.build_kernels(options, say) == {}
+    assert no_kernels == []
+    for _ in range(2):
+        assert plans.build_kernels(Options(), say) == {}
+    assert no_kernels == ["built"]
+
+
+@pytest.mark.usefixtures("no_kernels")
+def test_kernels_that_cannot_be_built_are_left_out_with_the_reason(
+    workload: Workload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(say: object) -> None:
+        raise MissingDependency("the kernels need a C++ compiler")
+
+    monkeypatch.setattr(plans.ort_kernels, "build_kernels", fail)
+    monkeypatch.setattr(run, "prepared", lambda *given: contextlib.nullcontext(workload.path))
+    options = Options(engines=("onnxruntime-kernels",), tasks=("synthesize",), scenarios=(), extras=(), seconds=0.1,
+                      rounds=1, batches=(1,))  # fmt: skip
+    found = run.bench(NetworkSpec(pack="toyfaces"), options)
+    assert found.left_out["ONNX Runtime with own kernels"] == "the kernels need a C++ compiler"
+    assert not [row for row in found.rows if row["kind"] == "latency"]
+
+
+def test_a_run_with_kernels(workload: Workload, with_kernels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both rows of ONNX Runtime, and every extra under its own name."""
+    monkeypatch.setattr(run, "prepared", lambda *given: contextlib.nullcontext(workload.path))
+    options = Options(engines=("onnxruntime", "onnxruntime-kernels"), tasks=("synthesize",), scenarios=(), seconds=0.1,
+                      extras=("opening", "cold"), rounds=1, batches=(1,), cold_runs=1)  # fmt: skip
+    found = run.bench(NetworkSpec(pack="toyfaces"), options)
+    rows = {row["name"]: row for row in found.rows if row["kind"] == "latency"}
+    assert list(rows) == ["ONNX Runtime", "ONNX Runtime with own kernels"]
+    for kind in ("opening", "cold"):
+        tasks = [row["task"] for row in found.rows if row["kind"] == kind]
+        assert list(dict.fromkeys(tasks)) == list(rows)
 
 
 # Start-up ---------------------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ def _blocks() -> list[tuple[str, str, str]]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the blocks run: a folder with the sample portrait, as a reader has it."""
+    """Where the blocks run: a folder with the sample portrait, as a reader has it, and a home where nothing is yet."""
     place = tmp_path_factory.mktemp("documentation")
     shutil.copy(ROOT / "runtime" / "data" / "portrait.png", place)
     return place
@@ -59,7 +59,7 @@ def test_block_runs(folder: Path, kind: str, body: str) -> None:
         check=False,
         timeout=300,
         stdin=subprocess.DEVNULL,
-        env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "2"},
+        env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "2", "STYLECLIP_RT_HOME": str(folder / "home")},
     )
     assert result.returncode == 0, f"{body}\n{result.stdout}\n{result.stderr}"
 

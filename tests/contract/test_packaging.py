@@ -76,7 +76,8 @@ def test_wheel_holds_what_the_readme_promises(root: Path, wheel: Path) -> None:
     sources = {path for folder in FOLDERS for path in (root / folder).rglob("*.py")}
     data = _manifest_files(root / DATA / "toyfaces", "pack.json")
     data |= _manifest_files(root / DATA / "toyfaces-bundle", "bundle.json")
-    data |= {root / DATA / "portrait.png", root / "engines/cpp/aoti_run.cpp"}
+    data |= {root / DATA / "portrait.png", root / "engines/cpp/aoti_run.cpp", root / "engines/cpp/ort_kernels.cpp"}
+    data |= set((root / "engines/cpp").glob("*.h"))
     expected = {f"styleclip_rt/{path.relative_to(root).as_posix()}" for path in sources | data}
     expected |= {f"styleclip_rt/{name}" for name in ("__init__.py", "__main__.py", "py.typed")}
     with zipfile.ZipFile(wheel) as archive:

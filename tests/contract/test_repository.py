@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-TEXT = {".py", ".cpp", ".md", ".toml", ".json", ".csv", ".txt", ".yml", ".yaml", ".cfg", ""}
+TEXT = {".py", ".cpp", ".h", ".md", ".toml", ".json", ".csv", ".txt", ".yml", ".yaml", ".cfg", ""}
 # Written in pieces, so that this file does not find itself.
 FORBIDDEN = [re.compile(p) for p in (r"\.\./" + "shared", "/" + r"work/main\b", "/" + r"opt/\w", "/" + r"root\b")]
 UNFINISHED = re.compile(r"\b(TO" + r"DO|FIX" + r"ME|XX" + r"X)\b|raise NotImplemented" + "Error")

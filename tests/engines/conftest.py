@@ -17,7 +17,7 @@ onnx = pytest.importorskip("onnx", reason="the engine tests build their graphs w
 
 from onnx import TensorProto, helper  # noqa: E402
 
-from styleclip_rt.engines import driver, nvinfer, ort, select  # noqa: E402
+from styleclip_rt.engines import driver, fallback, nvinfer, ort, select  # noqa: E402
 from styleclip_rt.engines.device_arrays import DeviceArray  # noqa: E402
 from styleclip_rt.engines.device_memory import Cuda, host_view  # noqa: E402
 from styleclip_rt.engines.plan_cache import PlanCache  # noqa: E402
@@ -197,7 +197,7 @@ def fresh_caches(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         select._cuda_trial,
         select._tensorrt_trial,
         select._ort_tensorrt_trial,
-        select._said,
+        fallback._said,
         ort._libraries_missing,
         driver.cuda_driver,
     )

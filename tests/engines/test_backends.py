@@ -20,10 +20,13 @@ from styleclip_rt.engines.trt import TensorRtEngine
 X = np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)
 
 
-@pytest.fixture(params=["onnxruntime", "openvino", "tensorrt"])
+@pytest.fixture(params=["onnxruntime", "onnxruntime-kernels", "openvino", "tensorrt"])
 def backend(request):
-    if request.param != "tensorrt":  # its library is stood in for: it cannot run without a driver
-        pytest.importorskip(request.param, reason=f"the backend {request.param} is not installed")
+    library = request.param.partition("-")[0]
+    if library != "tensorrt":  # its library is stood in for: it cannot run without a driver
+        pytest.importorskip(library, reason=f"the backend {request.param} is not installed")
+    if request.param == "onnxruntime-kernels":
+        request.getfixturevalue("with_kernels")
     return request.param
 
 
@@ -187,6 +190,9 @@ def test_openvino_has_no_cuda(bundle_dir):
         engine_class("openvino")(bundle_dir / "graphs/project.onnx", device="cuda")
 
 
-def test_onnxruntime_is_told_its_threads(bundle_dir):
-    options = engine_class("onnxruntime")(bundle_dir / "graphs/project.onnx", threads=3)._session.get_session_options()
+@pytest.mark.parametrize("name", ["onnxruntime", "onnxruntime-kernels"])
+def test_onnxruntime_is_told_its_threads(bundle_dir, name, request):
+    if name != "onnxruntime":
+        request.getfixturevalue("with_kernels")
+    options = engine_class(name)(bundle_dir / "graphs/project.onnx", threads=3)._session.get_session_options()
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (3, 1)

@@ -137,7 +137,7 @@ def test_threads_come_from_the_argument_then_the_environment(bundle_dir, monkeyp
         ({"device": "gpu"}, "unknown device 'gpu'; the devices are: auto, cpu, cuda"),
         (
             {"engine": "ort"},
-            "unknown engine 'ort'; the engines are: onnxruntime, onnxruntime-tensorrt, openvino, tensorrt",
+            "unknown engine 'ort'; the engines are: onnxruntime, onnxruntime-kernels, onnxruntime-tensorrt, openvino, ",
         ),
     ],
 )

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from styleclip_rt.engines import ort_kernels
 from styleclip_rt.engines.ort_forms import styled
 
 GRAPHS = "runtime/data/toyfaces-bundle/graphs"
@@ -16,17 +15,10 @@ FOLDER = "session.model_external_initializers_file_folder_path"
 SLICES = [f"synthesize_tail.b{side}.conv{i}" for side in (16, 32, 64) for i in (0, 1)]
 
 
-@pytest.fixture(scope="session")
-def operators(root, tmp_path_factory):
+@pytest.fixture
+def operators(with_kernels):
     """The path of the library of the operators, compiled here."""
-    compiler, about = shutil.which("c++"), Path("/proc/cpuinfo")
-    lacking = {"avx2", "fma", "f16c"} - set(about.read_text().split() if about.exists() else ())
-    if compiler is None or lacking:
-        pytest.skip("no c++ here" if compiler is None else f"the kernels need a CPU with {', '.join(sorted(lacking))}")
-    library = tmp_path_factory.mktemp("operators") / "operators.so"
-    flags = ["-O3", "-std=c++17", "-mavx2", "-mfma", "-mf16c", "-fPIC", "-shared"]
-    subprocess.run([compiler, *flags, "-o", library, root / "engines/cpp/ort_kernels.cpp"], check=True)
-    return str(library)
+    return ort_kernels.kept_operators()
 
 
 @pytest.fixture

@@ -33,6 +33,7 @@ def test_probe_has_a_row_per_engine_and_device():
     assert list(rows) == [
         ("onnxruntime", "cpu"),
         ("onnxruntime", "cuda"),
+        ("onnxruntime-kernels", "cpu"),
         ("onnxruntime-tensorrt", "cuda"),
         ("openvino", "cpu"),
         ("tensorrt", "cuda"),

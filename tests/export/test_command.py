@@ -9,6 +9,7 @@ pytest.importorskip("torch", reason="the PyTorch path needs the extra 'torch'")
 from click.testing import CliRunner
 
 from styleclip_rt.engines.errors import InputError
+from styleclip_rt.export import command
 from styleclip_rt.export.command import export_command
 from styleclip_rt.export.prompts import make_plan
 from styleclip_rt.runtime.training.pack import load_pack
@@ -17,6 +18,14 @@ from styleclip_rt.runtime.training.pack import load_pack
 @pytest.fixture
 def pack(mini_pack):
     return load_pack(mini_pack)
+
+
+@pytest.fixture(autouse=True)
+def kernels_built(monkeypatch):
+    """How often the kernels would have been built; the home of the other tests stays without them."""
+    built = []
+    monkeypatch.setattr(command, "make_beside", lambda: built.append("kernels"))
+    return built
 
 
 def run(*arguments, **environment):
@@ -75,6 +84,16 @@ def test_a_part_pack_exports_what_it_allows_and_says_what_is_missing(write_part_
     assert f"bundle: {tmp_path / 'out'}" in result.stdout
     again = run("--pack", folder, "--out", tmp_path / "out", "--json")
     assert set(json.loads(again.stdout)["graphs"]) == {"identify"}
+
+
+def test_the_kernels_are_built_in_the_end_unless_they_are_left_out(write_part_pack, tmp_path, kernels_built):
+    folder = write_part_pack(["identity"])
+    assert run("--pack", folder, "--dry-run").exit_code == 0
+    assert run("--pack", folder, "--out", tmp_path / "out", "--no-kernels").exit_code == 0
+    assert run("--pack", tmp_path / "nowhere").exit_code != 0
+    assert kernels_built == []
+    assert run("--pack", folder, "--out", tmp_path / "out", "--json").exit_code == 0
+    assert kernels_built == ["kernels"]
 
 
 def test_errors_have_their_exit_codes_and_no_traceback(tmp_path, mini_pack):

@@ -118,7 +118,9 @@ def test_export_and_edit_at_1024_px(pack, tmp_path):
     from PIL import Image
 
     folder, bundle = pack[0], tmp_path / "bundle"
-    peak = peak_of("export", "--pack", folder, "--prompt", "a face with glasses", "--no-slider", "--out", bundle)
+    peak = peak_of(
+        "export", "--pack", folder, "--prompt", "a face with glasses", "--no-slider", "--no-kernels", "--out", bundle
+    )
     assert peak < EXPORT_BYTES
     manifest = json.loads((bundle / "bundle.json").read_text())
     assert {"synthesize", "synthesize_u8", "invert", "edit_global"} <= set(manifest["graphs"])
