@@ -201,7 +201,7 @@ class StyledConv {
       map.noise_stride = by_channel ? pixels : 0;
       map.bias = sized(bias, outputs, "StyledConv: bias does not fit");
       map.gain = scalar(call.input(kGain), 1), map.value = scalar(call.input(kValue), 1), map.slope = slope_;
-      map.height = h, map.width = w, map.stream = Map::streams(outputs * pixels, w);
+      map.height = h, map.width = w;
       maps.push_back(map);
     }
     if (up_)

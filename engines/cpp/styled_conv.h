@@ -61,13 +61,7 @@ struct Map {  // one image of the input and of the output, planar
   float value, gain, slope;
   int64_t height, width;  // of the input
   int64_t noise_stride;   // floats from a channel of the noise to the next, 0: the same one
-  bool stream;            // the output is too large for the cache; its rows start at multiples of 32 bytes
 
-  // Of an output of `floats`.
-  static bool streams(int64_t floats, int64_t width) {
-    constexpr int64_t cache = 2 << 20;
-    return floats > cache && width % kLanes == 0;
-  }
   int64_t across() const { return (width + kUnit - 1) / kUnit; }
   int64_t units() const { return (height + kTile - 1) / kTile * across(); }
 };
@@ -230,13 +224,6 @@ inline void untransform(const float* m, V y[4][4]) {
   for (int a = 0; a < 4; a++) transform_output(half[a], y[a]);
 }
 
-inline void put(float* to, V value, bool stream) {
-  if (stream)
-    _mm256_stream_ps(to, value);
-  else
-    _mm256_storeu_ps(to, value);
-}
-
 // `count` vectors of a row of the output, from `to` on, of which `valid` floats are inside the image.
 inline void finish(const Map& map, float* to, const float* noise, const V* acc, int count, int64_t valid, V scale,
                    V bias) {
@@ -253,7 +240,7 @@ inline void finish(const Map& map, float* to, const float* noise, const V* acc, 
   }
   for (int n = 0; n < count; n++) {
     const V offset = noise ? _mm256_fmadd_ps(load(noise + n * kLanes), gain, bias) : bias;
-    put(to + n * kLanes, activated(acc[n], scale, offset, slope), map.stream);
+    _mm256_storeu_ps(to + n * kLanes, activated(acc[n], scale, offset, slope));
   }
 }
 
@@ -312,7 +299,6 @@ inline void run_block(const Map& map, const Filter& f, const Plan& plan, int64_t
         output_unit(map, top + r, (first + n) / across * kTile, (first + n) % across * kUnit,
                     m + r * row_stride + n * at[1]);
   }
-  if (map.stream) _mm_sfence();
 }
 
 // A layer over maps of one size, in parts that may run in any order on any thread.

@@ -158,7 +158,6 @@ class UpBand {
         for (int64_t o = top; o < top + rows; o++) output_channel(o, tile, tile >= first);
       }
     }
-    if (map_.stream) _mm_sfence();
   }
 
  private:
