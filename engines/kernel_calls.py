@@ -34,7 +34,7 @@ class ConvKernel:
             fir: [4, 4], what filters the doubled map (border 1); None for a plain convolution.
 
         Raises:
-            ValueError: shapes do not fit, or channels are no multiples of 4.
+            ValueError: shapes do not fit, channels are no multiples of 4, or `fir` is no outer product.
             EngineUnavailable: the library is not built, or cannot run here.
             EngineError: memory cannot be had.
         """
@@ -42,6 +42,8 @@ class ConvKernel:
             raise ValueError(f"weight is {weight.shape}, expected [O, I, 3, 3] with multiples of 4 channels")
         if fir is not None and fir.shape != (4, 4):
             raise ValueError(f"fir is {fir.shape}, expected (4, 4)")
+        if fir is not None and np.linalg.matrix_rank(fir) > 1:
+            raise ValueError("fir is no outer product of two filters, as every FIR of StyleGAN2 is")
         self.scale = 1 if fir is None else 2
         self.outputs, self.inputs = weight.shape[:2] if fir is None else weight.shape[1::-1]
         self._library = _library()
@@ -77,11 +79,16 @@ class ConvKernel:
             ValueError: shapes do not fit.
             EngineError: memory cannot be had.
         """
-        n, channels, height, width = x.shape
+        n, _, height, width = x.shape
         size = (self.scale * height, self.scale * width)
-        wanted = {"style": (style, (self.inputs,)), "demod": (demod, (self.outputs,)), "bias": (bias, (self.outputs,))}
-        wanted |= {"noise": (noise, size), "x": (x, (n, self.inputs, height, width))}
-        wanted |= {"out": (out, (n, self.outputs, *size))}
+        wanted: dict[str, tuple[Array | None, tuple[int, ...]]] = {
+            "x": (x, (n, self.inputs, height, width)),
+            "style": (style, (self.inputs,)),
+            "demod": (demod, (self.outputs,)),
+            "noise": (noise, size),
+            "bias": (bias, (self.outputs,)),
+            "out": (out, (n, self.outputs, *size)),
+        }
         for name, (array, shape) in wanted.items():
             if array is not None and array.shape != shape:
                 raise ValueError(f"{name} is {array.shape}, expected {shape}")

@@ -1,4 +1,4 @@
-"""The layers around a moved channel by our own kernels (`engines.kernels`): weights are transformed once for all images.
+"""The layers around a moved channel by our own kernels (`engines.kernels`): weights are transformed once for all.
 
 Style and demodulation come with every image, so that nothing is folded and nothing compiled for an image or a block.
 """
@@ -68,7 +68,8 @@ class Memory:
 class KernelLayer:
     """A layer at one image's style: x [N, Ci, r, r] -> features, or RGB where it is a toRGB.
 
-    Both lie in C order; r is `SMALLEST_MAP` or more. The features of a layer stand in `Memory`: the next but one overwrites them.
+    Both lie in C order; r is `SMALLEST_MAP` or more. The features of a layer stand in `Memory`: the next layer but one
+    overwrites them.
     """
 
     def __init__(

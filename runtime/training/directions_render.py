@@ -30,7 +30,7 @@ from .directions_kernels import EPS, SMALLEST_MAP, KernelLayer, KernelNetwork
 from .networks.clip import area_matrix
 from .networks.stylegan2 import SQRT2, Generator, Layer, ToRGB, fir_kernel
 
-Folded = tuple[int, "FoldedLayer | KernelLayer"]
+Folded = tuple[int, "FoldedLayer"]
 
 
 @dataclass(frozen=True)
@@ -285,7 +285,7 @@ class OpenedImage:
                 x = y
         rest = range(index + 1, len(modules))
         self.resolution = renderer.resolutions[index]
-        self.above: list[Folded] = [
+        self.above: list[tuple[int, FoldedLayer | KernelLayer]] = [
             (renderer.resolutions[i], renderer.kernel(i, styles[i]) or FoldedLayer(modules[i], styles[i])) for i in rest
         ]
         self.layer = Opened(modules[index], x.clone() if renderer.network else x, styles[index])  # x may be overwritten
@@ -313,7 +313,8 @@ class OpenedImage:
         if self.renderer.engine == "torch" or not self.above:
             return self._rgbs(x.contiguous(memory_format=torch.channels_last))
         if self.compiled is None or self.compiled[0] != tuple(x.shape):
-            self.compiled = tuple(x.shape), directions_engine.compiled(self.above, x.shape)
+            folded = [(r, layer) for r, layer in self.above if isinstance(layer, FoldedLayer)]  # without kernels, all
+            self.compiled = tuple(x.shape), directions_engine.compiled(folded, x.shape)
         return self.compiled[1](x)
 
     def _rgbs(self, x: Tensor) -> list[tuple[int, Tensor]]:

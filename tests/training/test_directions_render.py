@@ -1,6 +1,8 @@
-"""Two ways of rendering moved channels beside the exact one of PyTorch: OpenVINO's kernels, and a lower resolution."""
+"""Ways of rendering moved channels beside PyTorch's: our own kernels, OpenVINO's, and a lower resolution."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 import torch
@@ -36,13 +38,17 @@ def styles(generator: Generator) -> Tensor:
 VALUES = torch.tensor([[-2.0, 3.0], [0.5, 4.0]])
 
 
-@pytest.mark.parametrize("layer", ["b4.conv1", "b16.conv0", "b32.conv1", "b64.conv1", "b16.torgb"])
-def test_openvino_renders_what_pytorch_renders(generator: Generator, styles: Tensor, layer: str) -> None:
-    pytest.importorskip("openvino", reason="extra 'openvino'")
+@pytest.mark.parametrize("layer", ["b4.conv1", "b16.conv0", "b32.conv1", "b64.conv0", "b64.conv1", "b16.torgb"])
+@pytest.mark.parametrize("engine", ["openvino", "kernels"])
+def test_engines_render_what_pytorch_renders(
+    generator: Generator, styles: Tensor, layer: str, engine: str, request: pytest.FixtureRequest
+) -> None:
+    if engine == "kernels":
+        request.getfixturevalue("with_kernels")
+    else:
+        pytest.importorskip("openvino", reason="extra 'openvino'")
     index = [one.name for one in generator.style_layers].index(layer)
-    expected, found = (
-        Renderer(generator, Front(24), engine=engine).open(styles, index) for engine in ("torch", "openvino")
-    )
+    expected, found = (Renderer(generator, Front(24), engine=name).open(styles, index) for name in ("torch", engine))
     for channels in ([1, 5], [7], [2, 3]):  # another batch is compiled anew
         a, b = (opened.pictures(channels, VALUES[: len(channels)]) for opened in (expected, found))
         assert a.shape == b.shape == (len(channels), 2, 3, 24, 24)
@@ -57,6 +63,31 @@ def test_openvino_is_for_large_generators_on_the_cpu(generator: Generator, monke
     assert Renderer(generator).engine == "openvino"
     monkeypatch.setattr(directions_engine, "find_spec", lambda name: None)
     assert Renderer(generator).engine == "torch"
+
+
+def test_the_kernels_render_where_they_are_built(generator: Generator, with_kernels: Path) -> None:
+    renderer = Renderer(generator)
+    assert renderer.engine == "kernels"
+    assert renderer.kernel(0, torch.ones(8)) is None  # 4 px: left to PyTorch
+    names = [layer.name for layer in generator.style_layers]
+    style = torch.ones(128)
+    assert renderer.kernel(names.index("b64.conv0"), style) is not None
+    one, two = (renderer.kernel(names.index("b64.conv1"), style) for _ in range(2))
+    assert one is not None
+    assert two is not None
+    assert one.kernel is two.kernel  # transformed once
+
+
+def test_images_opened_after_each_other_do_not_share_memory(
+    generator: Generator, styles: Tensor, with_kernels: Path
+) -> None:
+    """The kernels write features into two arrays in turn; what an opened image keeps must not be among them."""
+    index = [layer.name for layer in generator.style_layers].index("b64.conv1")
+    renderer = Renderer(generator, Front(24))
+    first = renderer.open(styles, index)
+    expected = first.pictures([1, 5], VALUES)
+    renderer.open(styles * 1.5, index).pictures([1, 5], VALUES)
+    assert torch.equal(first.pictures([1, 5], VALUES), expected)
 
 
 @pytest.mark.parametrize("layer", ["b8.conv0", "b16.conv1", "b16.torgb", "b64.conv0"])
