@@ -3,8 +3,11 @@
 #pragma once
 
 #include <atomic>
+#include <condition_variable>
 #include <exception>
+#include <functional>
 #include <memory>
+#include <mutex>
 #include <thread>
 #include <vector>
 
@@ -14,28 +17,68 @@
 
 namespace styleclip {
 
-// Every part of a job on `threads` threads, each by whoever is free.
-template <typename Job>
-void on_threads(const Job& job, int64_t threads) {
-  std::atomic<int64_t> next{0};
-  std::atomic<bool> failed{false};
-  const auto work = [&] {
-    try {
-      for (int64_t i = next++; i < job.parts(); i = next++) job(i);
-    } catch (const std::exception&) {
-      failed = true;
-    }
-  };
-  std::vector<std::thread> others;
-  const int64_t wanted = std::min(threads, job.parts());
-  try {
-    for (int64_t t = 1; t < wanted; t++) others.emplace_back(work);
-  } catch (const std::exception&) {  // fewer threads do it too
+// Threads that wait for work: each keeps its scratch memory, which is as dear as the work where it is fresh.
+class Pool {
+ public:
+  static Pool& shared() {
+    static Pool* const pool = new Pool;  // never destroyed: threads may outlive what runs at exit
+    return *pool;
   }
-  work();
-  for (auto& other : others) other.join();
-  if (failed) throw std::bad_alloc();
-}
+
+  // Every part of a job on `threads` threads, each by whoever is free; one job at a time.
+  template <typename Job>
+  void run(const Job& job, int64_t threads) {
+    const std::lock_guard<std::mutex> turn(turn_);
+    const int64_t parts = job.parts();
+    grow(std::min(threads, parts) - 1);
+    std::atomic<int64_t> next{0};
+    std::atomic<bool> failed{false};
+    const std::function<void()> work = [&] {
+      try {
+        for (int64_t i = next++; i < parts; i = next++) job(i);
+      } catch (const std::exception&) {
+        failed = true;
+      }
+    };
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      work_ = &work, open_ = std::min<int64_t>(std::min(threads, parts) - 1, size_), busy_ = 0;
+    }
+    wake_.notify_all();
+    work();
+    std::unique_lock<std::mutex> lock(mutex_);
+    open_ = 0;  // whoever has not begun need not
+    done_.wait(lock, [&] { return busy_ == 0; });
+    work_ = nullptr;
+    if (failed) throw std::bad_alloc();
+  }
+
+ private:
+  void grow(int64_t wanted) {
+    try {
+      for (; size_ < wanted; size_++) std::thread([this] { wait(); }).detach();
+    } catch (const std::exception&) {  // fewer threads do it too
+    }
+  }
+
+  void wait() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    for (;;) {
+      wake_.wait(lock, [&] { return open_ > 0; });
+      open_--, busy_++;
+      const auto* work = work_;
+      lock.unlock();
+      (*work)();
+      lock.lock();
+      if (--busy_ == 0) done_.notify_all();
+    }
+  }
+
+  std::mutex turn_, mutex_;
+  std::condition_variable wake_, done_;
+  const std::function<void()>* work_ = nullptr;
+  int64_t open_ = 0, busy_ = 0, size_ = 0;
+};
 
 struct PlainLayer {
   bool up = false;
@@ -92,9 +135,9 @@ int styleclip_conv_run(const void* layer, const float* x, float* y, int64_t n, i
       maps.push_back(map);
     }
     if (of.up)
-      styleclip::on_threads(styleclip::UpJob(of.up_filter, std::move(maps)), threads);
+      styleclip::Pool::shared().run(styleclip::UpJob(of.up_filter, std::move(maps)), threads);
     else
-      styleclip::on_threads(styleclip::ConvJob(of.filter, std::move(maps)), threads);
+      styleclip::Pool::shared().run(styleclip::ConvJob(of.filter, std::move(maps)), threads);
   });
 }
 
@@ -105,7 +148,7 @@ int styleclip_rgb_run(const float* x, const float* weight, const float* bias, fl
     std::vector<styleclip::RgbMap> maps;
     for (int64_t k = 0; k < n; k++)
       maps.push_back({x + k * channels * h * w, weight, bias, nullptr, nullptr, rgb + k * 3 * h * w, channels, h, w});
-    styleclip::on_threads(styleclip::RgbJob{std::move(maps)}, threads);
+    styleclip::Pool::shared().run(styleclip::RgbJob{std::move(maps)}, threads);
   });
 }
 

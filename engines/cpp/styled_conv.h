@@ -66,6 +66,12 @@ struct Map {  // one image of the input and of the output, planar
   int64_t units() const { return (height + kTile - 1) / kTile * across(); }
 };
 
+// A unit of the next channel, which the processor does not foresee: channels lie far apart. Past the end it does nothing.
+inline void prefetch(const float* line) {
+  _mm_prefetch(reinterpret_cast<const char*>(line), _MM_HINT_T0);
+  _mm_prefetch(reinterpret_cast<const char*>(line + 16), _MM_HINT_T0);
+}
+
 inline V lo_hi(const float* low, const float* high) {
   return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(low)), _mm_loadu_ps(high), 1);
 }
@@ -150,6 +156,7 @@ inline void input_unit(const Map& map, const float* x, float style, int64_t row,
       continue;
     }
     const float* line = x + y * map.width + column;
+    prefetch(line + map.height * map.width);
     V e[4];
     if (column + kUnit <= map.width) {
       split4(line, e);

@@ -149,8 +149,9 @@ class UpBand {
     for (int64_t tile = std::max<int64_t>(0, first - 1); tile < last; tile++) {
       const bool border = tile * kTile == map_.height;  // only its first row of t is not zero
       if (border) std::fill_n(products_, group_ * units_ * kProducts * kLanes, 0.f);
-      for (int64_t i = 0; i < filter_.in; i++)
-        for (int64_t n = 0; n < units_; n++) input_unit(i, tile * kTile, n);
+      for (int64_t left = 0; left < units_; left += kPanel)  // in the order in which the panels lie
+        for (int64_t i = 0; i < filter_.in; i++)
+          for (int64_t n = left; n < std::min(units_, left + kPanel); n++) input_unit(i, tile * kTile, n);
       for (int64_t top = begin_; top < end_; top += group_) {
         const int64_t rows = std::min(group_, end_ - top);
         for (int set = 0; set < kSets; set++)
@@ -193,6 +194,7 @@ class UpBand {
       V d[5] = {zero, zero, zero, zero, zero};
       if (y >= 0 && y < map_.height) {
         const float* line = x + y * map_.width + column;
+        prefetch(line + map_.height * map_.width);
         if (column + kUnit <= map_.width) {
           split4(line, d + 1);
         } else if (column < map_.width) {
