@@ -70,7 +70,7 @@ directions: $(VENV)/.demo
 # puts the files with slow tests first. Tests that assert a time run alone afterwards.
 test: $(VENV)/.test
 	OMP_NUM_THREADS=1 STYLECLIP_RT_THREADS=1 $(BIN)/python -m pytest -m 'not timing' \
-		--numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+		--numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=20
 	$(BIN)/python -m pytest -m timing
 
 check: lint types layers test
