@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .onnx_wire import MAX_DEPTH, Buffer, Malformed, Weights, fields, header, integers, pair, with_bytes
+from .onnx_wire import BYTES, MAX_DEPTH, Buffer, Malformed, Weights, fields, header, integers, pair, with_bytes
 
 # Which fields of which messages lead to tensors (onnx.proto, stable since IR version 3): kind -> {field: kind}.
 _TREE: dict[str, dict[int, str]] = {
@@ -43,13 +43,14 @@ def _rewrite(message: memoryview, kind: str, weights: Weights, depth: int) -> Bu
     below = _TREE[kind]
     pieces: list[Buffer] = []
     changed = False
-    for field, whole, value in fields(message):
-        if field not in below or value is None:
-            pieces.append(whole)
+    for tag, value, start, end in fields(message):
+        field = tag >> 3
+        if field not in below or tag & 7 != BYTES:
+            pieces.append(message[start:end])
             continue
         new = _rewrite(value, below[field], weights, depth + 1)
         changed = changed or new is not value
-        pieces += [whole] if new is value else [header(field, len(new)), new]
+        pieces += [message[start:end]] if new is value else [header(field, len(new)), new]
     return b"".join(pieces) if changed else message
 
 
@@ -58,13 +59,13 @@ def _tensor(message: memoryview, weights: Weights) -> Buffer:
     kept: list[Buffer] = []
     entries: dict[str, str] = {}
     external = False
-    for field, whole, value in fields(message):
-        if field == _EXTERNAL_DATA and value is not None:
+    for tag, value, start, end in fields(message):
+        if tag == _EXTERNAL_DATA << 3 | BYTES:
             entries.update([pair(value)])
-        elif field == _DATA_LOCATION:
-            external = _EXTERNAL in integers(whole, value)
+        elif tag >> 3 == _DATA_LOCATION:
+            external = _EXTERNAL in integers(tag, value)
         else:
-            kept.append(whole)
+            kept.append(message[start:end])
     if not external:
         return message
     data = weights.read(entries)

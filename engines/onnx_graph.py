@@ -1,22 +1,43 @@
 """The main graph of an ONNX model as nodes and constants, for rewrites in memory without the onnx library.
 
-Only what a rewrite looks at is read; everything else goes through as the bytes that it is.
+Only what a rewrite looks at is read, when it looks: most graphs have nothing to rewrite, and each is opened at every
+start. Everything else goes through as the bytes that it is, and whoever opens the graph says what is wrong with it.
 """
 
 from __future__ import annotations
 
+import re
 import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
-from .onnx_wire import MAX_DEPTH, Buffer, Malformed, Weights, fields, fixed32, header, integers, pair, varint
+from .onnx_wire import (
+    BYTES,
+    FIXED32,
+    MAX_DEPTH,
+    VARINT,
+    Buffer,
+    Malformed,
+    Weights,
+    fields,
+    header,
+    integers,
+    pair,
+    varint,
+)
 
 # Fields of onnx.proto, stable since IR version 3.
 _NODE = 1  # of GraphProto
 _INITIALIZER, _INPUT, _OUTPUT = 5, 11, 12  # of GraphProto
 _NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _OP_TYPE, _ATTRIBUTE, _DOMAIN = 1, 2, 3, 4, 5, 7  # of NodeProto
 _NAME, _F, _I, _S, _GRAPH, _INTS, _GRAPHS, _TYPE = 1, 2, 3, 4, 6, 8, 11, 20  # of AttributeProto
+_MAY_HOLD_GRAPHS = re.compile(
+    b"[%s]" % bytes(number << 3 | BYTES | more for number in (_GRAPH, _GRAPHS) for more in (0, 0x80))
+)
+"""The bytes that the tag of a graph in an attribute begins with: without one of them there is no graph."""
 _DIMS, _DATA_TYPE, _INT64_DATA, _TENSOR_NAME, _RAW_DATA, _EXTERNAL_DATA, _DATA_LOCATION = 1, 2, 7, 8, 9, 13, 14
 _EXTERNAL = 1  # of TensorProto.DataLocation
 _TYPE_FLOAT, _TYPE_INT = 1, 2  # of AttributeProto.AttributeType
@@ -25,23 +46,31 @@ FLOAT, INT64, FLOAT16 = 1, 7, 10
 Value = int | float | bytes | tuple[int, ...]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class Node:
     """One node: `whole` is it as a field of its graph; `op` has its domain before it unless that is ONNX's own."""
 
     op: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    attributes: Mapping[str, Value | None] = field(default_factory=dict)
-    """Numbers and strings; None for any other kind."""
-    captured: tuple[str, ...] = ()
+    captured: tuple[str, ...]
     """Names read by the graphs among its attributes."""
-    name: str = ""
-    whole: Buffer = b""
+    name: str
+    whole: Buffer
+    stored: tuple[bytes, ...]
+    """Its attributes, each as its message."""
+
+    @cached_property
+    def attributes(self) -> dict[str, Value | None]:
+        """Numbers and strings; None for any other kind.
+
+        Raises:
+            Malformed, UnicodeDecodeError: they are none.
+        """
+        return dict(map(_attribute, self.stored))
 
 
-@dataclass(frozen=True)
-class Tensor:
+class Tensor(NamedTuple):
     """A constant of the graph: its data type, its shape, and the message that holds or names its values."""
 
     kind: int
@@ -57,13 +86,13 @@ class Tensor:
         raw: Buffer | None = None
         entries: dict[str, str] = {}
         outside = False
-        for number, whole, value in fields(self.message):
-            if number == _RAW_DATA and value is not None:
+        for tag, value, _, _ in fields(self.message):
+            if tag == _RAW_DATA << 3 | BYTES:
                 raw = value
-            elif number == _EXTERNAL_DATA and value is not None:
+            elif tag == _EXTERNAL_DATA << 3 | BYTES:
                 entries.update([pair(value)])
-            elif number == _DATA_LOCATION:
-                outside = _EXTERNAL in integers(whole, value)
+            elif tag >> 3 == _DATA_LOCATION:
+                outside = _EXTERNAL in integers(tag, value)
         return weights.read(entries) if outside else raw
 
     def whole_numbers(self) -> tuple[int, ...] | None:
@@ -71,10 +100,10 @@ class Tensor:
         if self.kind != INT64 or len(self.dims) > 1 or len(self.message) > 1024:
             return None
         listed: list[int] = []
-        for number, whole, value in fields(self.message):
-            if number == _INT64_DATA:
-                listed += integers(whole, value)
-            elif number == _RAW_DATA and value is not None and len(value) % 8 == 0:
+        for tag, value, _, _ in fields(self.message):
+            if tag >> 3 == _INT64_DATA:
+                listed += integers(tag, value)
+            elif tag == _RAW_DATA << 3 | BYTES and len(value) % 8 == 0:
                 return struct.unpack(f"<{len(value) // 8}q", value)
         return tuple(listed)
 
@@ -83,44 +112,63 @@ class Graph:
     """A GraphProto: who makes each value, how often it is read, and the constants that no caller can override."""
 
     def __init__(self, message: memoryview) -> None:
-        """Read the message.
+        """Read the nodes.
 
         Raises:
-            Malformed, UnicodeDecodeError: it is none.
+            Malformed, UnicodeDecodeError: the message is none.
         """
         self.nodes: list[Node] = []
-        self.tensors: dict[str, Tensor] = {}
         self.made_by: dict[str, Node] = {}
         self.outputs: list[str] = []
-        self.regular = True
-        """Whether every value is made once and before it is read, as ONNX demands."""
-        self._reads: Counter[str] = Counter()
+        self._given: set[str] = set()
+        self._initializers: list[memoryview] = []
         self._parts: list[Node | memoryview] = []
-        given: set[str] = set()
-        for number, whole, value in fields(message):
-            part: Node | memoryview = whole
-            if number == _NODE and value is not None:
-                part = self._add(_node(whole, value, 0))
-            elif number == _INITIALIZER and value is not None:
-                self.tensors.update([_tensor(value)])
-            elif number == _INPUT and value is not None:
-                given.add(_text(value, _NAME))
-            elif number == _OUTPUT and value is not None:
+        for tag, value, start, end in fields(message):
+            whole = message[start:end]
+            if tag == _NODE << 3 | BYTES:
+                node = _node(whole, bytes(value), 0)
+                self.nodes.append(node)
+                self._parts.append(node)
+                for name in node.outputs:
+                    self.made_by[name] = node
+                continue
+            self._parts.append(whole)
+            if tag == _INITIALIZER << 3 | BYTES:
+                self._initializers.append(value)
+            elif tag == _INPUT << 3 | BYTES:
+                self._given.add(_text(value, _NAME))
+            elif tag == _OUTPUT << 3 | BYTES:
                 self.outputs.append(_text(value, _NAME))
-            self._parts.append(part)
-        self.regular = self.regular and self.made_by.keys().isdisjoint(given | self.tensors.keys())
-        self._reads.update(self.outputs)
-        for name in given:
-            self.tensors.pop(name, None)
+        self.made_by.pop("", None)  # an output that a node leaves out
 
-    def _add(self, node: Node) -> Node:
-        for name in filter(None, (*node.inputs, *node.captured)):
-            self._reads[name] += 1
-        for name in filter(None, node.outputs):
-            self.regular = self.regular and name not in self.made_by and name not in self._reads
-            self.made_by[name] = node
-        self.nodes.append(node)
-        return node
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """The constants.
+
+        Raises:
+            Malformed, UnicodeDecodeError: one of them is none.
+        """
+        return {name: tensor for name, tensor in map(_tensor, self._initializers) if name not in self._given}
+
+    @cached_property
+    def _reads(self) -> Counter[str]:
+        """How often each value is read, here and by the caller."""
+        names = list(self.outputs)
+        for node in self.nodes:
+            names += node.inputs
+            names += node.captured
+        return Counter(names)
+
+    def is_regular(self) -> bool:
+        """Whether every value is made once and before it is read, as ONNX demands."""
+        known = {*self._given, *self.tensors}
+        for node in self.nodes:
+            known.update(node.inputs, node.captured)
+            for name in filter(None, node.outputs):
+                if name in known:
+                    return False
+                known.add(name)
+        return True
 
     def inner(self, name: str, op: str) -> Node | None:
         """The `op` that makes a value which one node reads, once, and nobody outside the graph; else None."""
@@ -150,13 +198,17 @@ def new_node(domain: str, op: str, inputs: Iterable[str], output: str, name: str
     pieces.append(_string(_NODE_OUTPUT, output))
     pieces += [_string(_NODE_NAME, name)] * bool(name)
     pieces.append(_string(_OP_TYPE, op))
+    stored: list[bytes] = []
     for key, value in attributes.items():
         whole = isinstance(value, int)
         number = varint(_I << 3) + varint(int(value)) if whole else varint(_F << 3 | 5) + struct.pack("<f", value)
         kind = varint(_TYPE << 3) + varint(_TYPE_INT if whole else _TYPE_FLOAT)
-        pieces.append(message_field(_ATTRIBUTE, _string(_NAME, key) + number + kind))
+        message = _string(_NAME, key) + number + kind
+        stored.append(message)
+        pieces.append(message_field(_ATTRIBUTE, message))
     pieces.append(_string(_DOMAIN, domain))
-    return Node(f"{domain}.{op}", inputs, (output,), attributes, (), name, message_field(_NODE, b"".join(pieces)))
+    whole = message_field(_NODE, b"".join(pieces))
+    return Node(f"{domain}.{op}", inputs, (output,), (), name, whole, tuple(stored))
 
 
 def message_field(number: int, content: bytes) -> bytes:
@@ -168,79 +220,86 @@ def _string(number: int, text: str) -> bytes:
     return message_field(number, text.encode())
 
 
-def _node(whole: memoryview, message: memoryview, depth: int) -> Node:
+def _node(whole: Buffer, message: bytes, depth: int) -> Node:
     inputs: list[str] = []
     outputs: list[str] = []
-    attributes: dict[str, Value | None] = {}
+    stored: list[bytes] = []
     captured: list[str] = []
-    texts = {_NODE_NAME: "", _OP_TYPE: "", _DOMAIN: ""}
-    for number, _, value in fields(message):
-        if value is None:
-            continue
+    name = op = domain = ""
+    for tag, value, _, _ in fields(message):
+        number = tag >> 3 if tag & 7 == BYTES else 0
         if number == _NODE_INPUT:
-            inputs.append(bytes(value).decode())
+            inputs.append(value.decode())
         elif number == _NODE_OUTPUT:
-            outputs.append(bytes(value).decode())
+            outputs.append(value.decode())
         elif number == _ATTRIBUTE:
-            key, content, names = _attribute(value, depth)
-            attributes[key] = content
-            captured += names
-        elif number in texts:
-            texts[number] = bytes(value).decode()
-    domain = texts[_DOMAIN]
-    op = texts[_OP_TYPE] if domain in ("", "ai.onnx") else f"{domain}.{texts[_OP_TYPE]}"
-    return Node(op, tuple(inputs), tuple(outputs), attributes, tuple(captured), texts[_NODE_NAME], whole)
+            stored.append(value)
+            if _MAY_HOLD_GRAPHS.search(value):
+                captured += _names_captured(value, depth + 1)
+        elif number == _OP_TYPE:
+            op = value.decode()
+        elif number == _NODE_NAME:
+            name = value.decode()
+        elif number == _DOMAIN:
+            domain = value.decode()
+    op = op if domain in ("", "ai.onnx") else f"{domain}.{op}"
+    return Node(op, tuple(inputs), tuple(outputs), tuple(captured), name, whole, tuple(stored))
 
 
-def _attribute(message: memoryview, depth: int) -> tuple[str, Value | None, list[str]]:
-    """(name, value, names that a graph in it reads)."""
+def _attribute(message: bytes) -> tuple[str, Value | None]:
+    """(name, value)."""
     name = ""
-    value: Value | None = None
+    content: Value | None = None
     numbers: list[int] = []
-    captured: list[str] = []
-    for number, whole, payload in fields(message):
-        if number == _F:
-            bits = fixed32(whole)
-            value = struct.unpack("<f", bits)[0] if bits is not None else value
-        elif number == _I:
-            value = next(integers(whole, payload), None)
-        elif number == _INTS:
-            numbers += integers(whole, payload)
-        elif payload is not None and number == _NAME:
-            name = bytes(payload).decode()
-        elif payload is not None and number == _S:
-            value = bytes(payload)
-        elif payload is not None and number in (_GRAPH, _GRAPHS):
-            captured += _names_read(payload, depth + 1)
-    return name, tuple(numbers) if numbers else value, captured
+    for tag, value, _, _ in fields(message):
+        if tag >> 3 == _INTS:
+            numbers += integers(tag, value)
+        elif tag == _I << 3 | VARINT:
+            (content,) = integers(tag, value)
+        elif tag == _F << 3 | FIXED32:
+            (content,) = struct.unpack("<f", value)
+        elif tag == _NAME << 3 | BYTES:
+            name = value.decode()
+        elif tag == _S << 3 | BYTES:
+            content = value
+    return name, tuple(numbers) if numbers else content
 
 
-def _names_read(message: memoryview, depth: int) -> Iterator[str]:
+def _names_captured(attribute: bytes, depth: int) -> Iterator[str]:
+    """The names that the graphs in an attribute read."""
+    for tag, value, _, _ in fields(attribute):
+        if tag in (_GRAPH << 3 | BYTES, _GRAPHS << 3 | BYTES):
+            yield from _names_read(value, depth)
+
+
+def _names_read(message: bytes, depth: int) -> Iterator[str]:
     """The names that an inner graph reads, its own among them."""
     if depth > MAX_DEPTH:
         raise Malformed(f"nested deeper than {MAX_DEPTH} levels")
-    for number, whole, value in fields(message):
-        if number == _NODE and value is not None:
-            node = _node(whole, value, depth)
+    for tag, value, _, _ in fields(message):
+        if tag == _NODE << 3 | BYTES:
+            node = _node(value, value, depth)
             yield from node.inputs
             yield from node.captured
-        elif number == _OUTPUT and value is not None:
+        elif tag == _OUTPUT << 3 | BYTES:
             yield _text(value, _NAME)
 
 
 def _tensor(message: memoryview) -> tuple[str, Tensor]:
     name, kind = "", 0
     dims: list[int] = []
-    for number, whole, value in fields(message):
-        if number == _DIMS:
-            dims += integers(whole, value)
-        elif number == _DATA_TYPE:
-            kind = next(integers(whole, value), 0)
-        elif number == _TENSOR_NAME and value is not None:
-            name = bytes(value).decode()
+    for tag, value, _, _ in fields(message):
+        if tag >> 3 == _DIMS:
+            dims += integers(tag, value)
+        elif tag == _DATA_TYPE << 3 | VARINT:
+            kind = value
+        elif tag == _TENSOR_NAME << 3 | BYTES:
+            name = str(value, "utf-8")
     return name, Tensor(kind, tuple(dims), message)
 
 
-def _text(message: memoryview, number: int) -> str:
+def _text(message: Buffer, number: int) -> str:
     """A string of a message, "" if it has none."""
-    return next((bytes(value).decode() for found, _, value in fields(message) if found == number and value), "")
+    return next(
+        (str(value, "utf-8") for tag, value, _, _ in fields(message) if tag == number << 3 | BYTES and value), ""
+    )

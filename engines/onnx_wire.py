@@ -8,17 +8,18 @@ from __future__ import annotations
 import mmap
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from .errors import EngineError
 from .manifest import path_inside
 
-BYTES = 2
-"""Wire type of strings, bytes and messages."""
+VARINT, BYTES, FIXED32 = 0, 2, 5
+"""Wire types: of integers; of strings, bytes and messages; of floats."""
+_COUNTED = (BYTES, VARINT)
+_FIXED = {1: 8, FIXED32: 4}
 MAX_DEPTH = 32
 """Levels of messages in messages; a file with more is refused."""
-_VARINT = 0
-_FIXED = {1: 8, 5: 4}
+_BITS, _SIGN = (1 << 64) - 1, 1 << 63
 Buffer = bytes | memoryview
 Result = TypeVar("Result")
 
@@ -92,53 +93,60 @@ def _used(data: bytes, folder: Path | None, name: str, use: Callable[[memoryview
         weights.close()
 
 
-def fields(message: memoryview) -> Iterator[tuple[int, memoryview, memoryview | None]]:
-    """(field number, the field with its tag, its payload if it is length-delimited) in the order of the message.
+def fields(message: Buffer) -> Iterator[tuple[int, Any, int, int]]:
+    """(tag, value, start, end) of each field in the order of the message.
+
+    The tag is field number << 3 | wire type. The value is an int of 0 or more for `VARINT`, and bytes for all others.
 
     Raises:
         Malformed: the bytes are no message of protobuf.
     """
     at, end = 0, len(message)
+    value: Any
     while at < end:
-        start = at
-        tag, at = (message[at], at + 1) if message[at] < 0x80 else _varint(message, at)  # nearly all are one byte
-        field, wire = tag >> 3, tag & 7
-        value = None
-        if wire == _VARINT:
-            _, at = _varint(message, at)
-        elif wire == BYTES:
-            size, at = (message[at], at + 1) if at < end and message[at] < 0x80 else _varint(message, at)
-            value = message[at : at + size]
-            at += size
+        start, tag = at, message[at]
+        at += 1
+        if tag > 0x7F:  # nearly all tags, sizes and numbers are one byte
+            tag, at = _varint(message, start)
+        wire = tag & 7
+        if wire in _COUNTED:
+            if at < end and message[at] < 0x80:
+                value = message[at]
+                at += 1
+            else:
+                value, at = _varint(message, at)
+            if wire == BYTES:
+                at += value
+                value = message[at - value : at]
         elif wire in _FIXED:
+            value = message[at : at + _FIXED[wire]]
             at += _FIXED[wire]
         else:
             raise Malformed(f"not an ONNX file (wire type {wire} at byte {start})")
-        if at > end or field == 0:
+        if at > end or tag < 8:
             raise Malformed(f"not an ONNX file, or cut short (a field at byte {start} runs past the end)")
-        yield field, message[start:at], value
+        yield tag, value, start, at
 
 
-def integers(whole: memoryview, value: memoryview | None) -> Iterator[int]:
+def integers(tag: int, value: Any) -> list[int]:
     """The signed numbers of one field of an integer, or of a packed list of them; of another wire type none."""
-    if value is None:
-        tag, at = _varint(whole, 0)
-        value = whole[at:] if tag & 7 == _VARINT else whole[:0]
-    at = 0
-    while at < len(value):
+    if tag & 7 == VARINT:
+        return [_signed(value)]
+    numbers: list[int] = []
+    at, end = 0, len(value) if tag & 7 == BYTES else 0
+    while at < end:
         number, at = _varint(value, at)
-        number &= (1 << 64) - 1
-        yield number - (1 << 64) if number >> 63 else number
+        numbers.append(_signed(number))
+    return numbers
 
 
-def fixed32(whole: memoryview) -> memoryview | None:
-    """The four bytes of a field of a float, None for another wire type."""
-    return whole[-4:] if whole[0] & 7 == 5 else None
+def _signed(number: int) -> int:
+    return number if number < _SIGN else (number & _BITS) - 2 * (number & _SIGN)
 
 
-def pair(message: memoryview) -> tuple[str, str]:
+def pair(message: Buffer) -> tuple[str, str]:
     """(key, value) of one StringStringEntryProto, as `external_data` has them."""
-    parts = {field: bytes(value).decode() for field, _, value in fields(message) if value is not None}
+    parts = {tag >> 3: str(value, "utf-8") for tag, value, _, _ in fields(message) if tag & 7 == BYTES}
     return parts.get(1, ""), parts.get(2, "")
 
 
@@ -151,7 +159,9 @@ def _number(entries: dict[str, str], key: str) -> int | None:
     return int(text)
 
 
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
+def _varint(data: Buffer, at: int) -> tuple[int, int]:
+    if at < len(data) and data[at] < 0x80:
+        return data[at], at + 1
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(data):
@@ -171,6 +181,8 @@ def header(field: int, size: int) -> bytes:
 
 def varint(number: int) -> bytes:
     """A number of 0 or more as the wire has it."""
+    if number < 0x80:
+        return bytes((number,))
     out = bytearray()
     while number > 0x7F:
         out.append(number & 0x7F | 0x80)

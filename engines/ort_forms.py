@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from .errors import BundleError
 from .onnx_graph import FLOAT, FLOAT16, Graph, Node, Value, message_field, new_node
-from .onnx_wire import Malformed, Weights, fields, varint, with_bytes
+from .onnx_wire import BYTES, Malformed, Weights, fields, varint, with_bytes
 
 DOMAIN, VERSION = "styleclip_rt", 1
 """Of the operators."""
@@ -52,25 +52,25 @@ def styled(model: Path | bytes) -> bytes | None:
 def _styled(message: memoryview, weights: Weights) -> bytes | None:
     graphs: list[memoryview] = []
     pieces: list[bytes | memoryview] = []
-    for number, whole, value in fields(message):
-        if number == _FUNCTION or (number == _OPSET and value is not None and _is_ours(value)):
+    for tag, value, start, end in fields(message):
+        if tag >> 3 == _FUNCTION or (tag == _OPSET << 3 | BYTES and _is_ours(value)):
             return None  # a function may redefine an operator; a graph that has ours already is no file of a bundle
-        if number == _GRAPH and value is not None:
+        if tag == _GRAPH << 3 | BYTES:
             graphs.append(value)
         else:
-            pieces.append(whole)
-    graph = Graph(graphs[0]) if len(graphs) == 1 else None
-    if graph is None or not graph.regular:
+            pieces.append(message[start:end])
+    if len(graphs) != 1:
         return None
+    graph = Graph(graphs[0])
     changed = _Forms(graph, weights).found()
-    if not changed:
+    if not changed or not graph.is_regular():
         return None
     opset = message_field(_OPSET_DOMAIN, DOMAIN.encode()) + varint(_OPSET_VERSION << 3) + varint(VERSION)
     return b"".join([*pieces, message_field(_GRAPH, graph.rewritten(changed)), message_field(_OPSET, opset)])
 
 
 def _is_ours(opset: memoryview) -> bool:
-    return any(number == _OPSET_DOMAIN and bytes(value or b"") == DOMAIN.encode() for number, _, value in fields(opset))
+    return any(tag == _OPSET_DOMAIN << 3 | BYTES and value == DOMAIN.encode() for tag, value, _, _ in fields(opset))
 
 
 class _Constant(NamedTuple):
@@ -120,19 +120,23 @@ class _Forms:
                 new = build(node) if node.op == op and len(node.outputs) == 1 else None
                 if new is not None:
                     changed[node] = new  # a Conv to RGB inside a sum is dead then, and goes
+            if not changed:
+                break  # most graphs: no map is of ours, so no colours are either
         return changed
 
     # StyledConv -------------------------------------------------------------------------------------------------------
 
     def _layer(self, relu: Node) -> Node | None:
-        slope = relu.attributes.get("alpha", 0.01)
         add = self.graph.inner(relu.inputs[0], "Add") if len(relu.inputs) == 1 else None
-        if add is None or not isinstance(slope, float) or not 0 <= slope <= 1:
-            return None
-        for offset_name, product_name in _orders(add):
-            offset, product = self._offset(offset_name), self._product(product_name)
+        for offset_name, product_name in _orders(add) if add is not None else ():
+            offset = self._offset(offset_name)
+            if offset is None or not _sides_fit(offset, 1):  # most layers are too small, which costs least to see
+                continue
+            slope, product = relu.attributes.get("alpha", 0.01), self._product(product_name)
             body = self._convolution(product.convolution) if product is not None else None
-            if offset is not None and product is not None and body is not None and _sizes_fit(offset, body):
+            if product is None or body is None or not _sizes_fit(offset, body):
+                continue
+            if isinstance(slope, float) and 0 <= slope <= 1:
                 return self._fused(relu, slope, offset, product, body)
         return None
 
@@ -213,8 +217,10 @@ class _Forms:
             if conv is None or up is None or not _has_inputs(up, 2):
                 continue
             inputs = self._rgb_inputs(conv)
-            fir = self._fir(up.inputs[1], 3) if _fits(up, 4, group=3, strides=(2, 2), pads=(1, 1, 1, 1)) else ""
-            if inputs is not None and fir:
+            if inputs is None or not _fits(up, 4, group=3, strides=(2, 2), pads=(1, 1, 1, 1)):
+                continue
+            fir = self._fir(up.inputs[1], 3)
+            if fir:
                 return self._rgb_node(add, inputs, up.inputs[0], fir)
         return None
 
@@ -224,14 +230,11 @@ class _Forms:
 
     def _rgb_inputs(self, conv: Node) -> tuple[str, ...] | None:
         """(x, weight, style, bias, weight gain)."""
-        if not _has_inputs(conv, 3) or not _fits(conv, 1):
+        x, style = (self._source(conv) if _has_inputs(conv, 3) else None) or ("", "")
+        if x not in self.channels or not _fits(conv, 1):
             return None
         weight, bias = self._constant(conv.inputs[1]), self._constant(conv.inputs[2])
-        source = self._source(conv)
-        if weight is None or bias is None or source is None:
-            return None
-        x, style = source
-        if weight.dims != (3, self.channels.get(x, 0), 1, 1) or bias.dims != (3,):
+        if weight is None or bias is None or weight.dims != (3, self.channels[x], 1, 1) or bias.dims != (3,):
             return None
         return x, weight.stored, style, conv.inputs[2], weight.gain
 
@@ -305,10 +308,14 @@ def _fits(conv: Node, taps: int, **wanted: Value) -> bool:
 
 
 def _sizes_fit(offset: _Offset, body: _Convolution) -> bool:
-    scale = 2 if body.fir else 1
     return (
         all(count == body.outputs for count in offset.channels)
         and all(count > 0 and count % CHANNELS == 0 for count in (body.inputs, body.outputs))
-        and offset.width > 0 and offset.width % (WIDTH * scale) == 0
-        and offset.height > 0 and offset.height % (HEIGHT * scale) == 0
-    )  # fmt: skip
+        and _sides_fit(offset, 2 if body.fir else 1)
+    )
+
+
+def _sides_fit(offset: _Offset, scale: int) -> bool:
+    """Whether the kernel takes maps of this size; scale: of the layer."""
+    pairs = ((offset.width, WIDTH), (offset.height, HEIGHT))
+    return all(side > 0 and side % (multiple * scale) == 0 for side, multiple in pairs)
