@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..engines.errors import StyleclipError
-from ..runtime.training.directions import BLOCK, CPU_PIXELS, moved_features, resolution_for
+from ..runtime.training.directions import BLOCK, group_size, moved_features, resolution_for
 from ..runtime.training.directions_finite import PSI, base_faces, front_of
 from ..runtime.training.directions_plain import plain_rows
 from ..runtime.training.directions_render import OpenedImage, Renderer
@@ -119,7 +119,7 @@ class Race:
         self.renderer = Renderer(subject.generator, front_of(subject.clip))
         self.near = None if render_at is None else Renderer(subject.generator, front_of(subject.clip), render_at)
         self.variant, self.encode = Variant(subject.generator, ORIGINAL), pillow_encoder(subject.clip)
-        self.group = max(1, CPU_PIXELS // (2 * subject.generator.config.resolution**2))
+        self.group = group_size(self.renderer)
 
     def original_ms(self, layer: StyleLayer, count: int) -> float:
         """One image, `count` channels of the layer."""
@@ -143,9 +143,10 @@ class Race:
 
         opening, opened = timed(lambda: renderer.open(subject.styles[0], index))
         parts = [slice(start, start + self.group) for start in range(0, len(channels), self.group)]
-        first, _ = timed(lambda: run(opened, parts[0]))
+        compiles = renderer.engine == "openvino"  # at the first pictures
+        first = timed(lambda: run(opened, parts[0]))[0] if compiles else 0.0
         ms, found = timed(lambda: [run(opened, part) for part in parts])
-        once = max(0.0, first - ms / len(parts)) if renderer.engine != "torch" else 0.0
+        once = max(0.0, first - ms / len(parts))
         return opening + once, ms / len(channels), torch.cat(found)
 
     def row(self, index: int, layer: StyleLayer, count: int, ours_count: int, turn: int) -> Row:
@@ -208,7 +209,7 @@ def with_early_stop(rows: list[Row], stops: dict[str, float], images: int = IMAG
 def image_differences(subject: Subject, count: int) -> Iterator[tuple[StyleLayer, Tensor]]:
     """delta_i [n,C,E] of `count` channels of every layer, over all base images."""
     renderer, encode = Renderer(subject.generator, front_of(subject.clip)), subject.clip.encode_image
-    group = max(1, CPU_PIXELS // (2 * subject.generator.config.resolution**2))
+    group = group_size(renderer)
     for index, layer in tqdm(subject.layers(), "error", unit="layer", disable=None):
         channels = spread(layer, count)
         places = torch.tensor(channels) + layer.offset

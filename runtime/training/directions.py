@@ -28,8 +28,8 @@ from .statistics import StyleMoments
 ImageEncoder = Callable[[Tensor], Tensor]
 CHANNELS = ("conv", "all")
 BLOCK = 64
-CPU_PIXELS, GPU_PIXELS = 16 * 64 * 64, 1 << 25
-"""Pixels of the generator's pictures in one batch. On a CPU larger batches leave its cache (1.5 times slower)."""
+ENCODED = 8
+"""Channels whose pictures CLIP encodes at once, at least: with fewer, its matrix products are too low for their speed."""
 
 
 @dataclass(frozen=True)
@@ -138,8 +138,7 @@ class _Measurement:
         self.renderer, self.encode_image, self.base = renderer, encode_image, base
         self.mean, self.std = statistics.s_mean.to(base), statistics.s_std.to(base)
         self.recipe, self.progress = recipe, progress
-        pixels = CPU_PIXELS if base.device.type == "cpu" else GPU_PIXELS
-        self.group = max(1, pixels // (2 * renderer.largest**2))
+        self.group = group_size(renderer)
         self.asked = asked
 
     def run(self, block: Block, bar: tqdm[None]) -> None:
@@ -193,6 +192,11 @@ class _Measurement:
         self.progress.squares[channels] += delta.square().sum(1)
 
 
+def group_size(renderer: Renderer) -> int:
+    """Channels that are measured together."""
+    return max(renderer.batch, ENCODED)
+
+
 def moved_features(
     opened: OpenedImage,
     encode_image: ImageEncoder,
@@ -205,9 +209,10 @@ def moved_features(
 
     A channel is set to mean - reach and mean + reach, both [C]; with `pin` it stays at its mean for those after it.
     """
-    values = torch.stack([mean - reach, mean + reach], 1)
-    pictures = opened.pictures(channels, values, mean if pin else None)
-    return encode_image(pictures.flatten(0, 1)).unflatten(0, (len(channels), 2))
+    values, at_once = torch.stack([mean - reach, mean + reach], 1), opened.renderer.batch
+    parts = [slice(start, start + at_once) for start in range(0, len(channels), at_once)]
+    pictures = [opened.pictures(channels[part], values[part], mean[part] if pin else None) for part in parts]
+    return encode_image(torch.cat(pictures).flatten(0, 1)).unflatten(0, (len(channels), 2))
 
 
 @torch.no_grad()
