@@ -29,16 +29,23 @@ from .onnx_wire import (
     varint,
 )
 
-# Fields of onnx.proto, stable since IR version 3.
-_NODE = 1  # of GraphProto
-_INITIALIZER, _INPUT, _OUTPUT = 5, 11, 12  # of GraphProto
-_NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _OP_TYPE, _ATTRIBUTE, _DOMAIN = 1, 2, 3, 4, 5, 7  # of NodeProto
-_NAME, _F, _I, _S, _GRAPH, _INTS, _GRAPHS, _TYPE = 1, 2, 3, 4, 6, 8, 11, 20  # of AttributeProto
-_MAY_HOLD_GRAPHS = re.compile(
-    b"[%s]" % bytes(number << 3 | BYTES | more for number in (_GRAPH, _GRAPHS) for more in (0, 0x80))
-)
+
+def _tags(*fields: int) -> tuple[int, ...]:
+    """Of strings, bytes and messages."""
+    return tuple(field << 3 | BYTES for field in fields)
+
+
+# Tags of onnx.proto, stable since IR version 3; of lists of integers, which have two, the numbers of their fields.
+_NODE, _INITIALIZER, _INPUT, _OUTPUT = _tags(1, 5, 11, 12)  # of GraphProto
+_NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _OP_TYPE, _ATTRIBUTE, _DOMAIN = _tags(1, 2, 3, 4, 5, 7)  # of NodeProto
+_NAME, _S, _GRAPH, _GRAPHS = _tags(1, 4, 6, 11)  # of AttributeProto
+_F, _I, _TYPE = 2 << 3 | FIXED32, 3 << 3 | VARINT, 20 << 3 | VARINT
+_FIELD_INTS = 8
+_MAY_HOLD_GRAPHS = re.compile(b"[%s]" % bytes(tag | more for tag in (_GRAPH, _GRAPHS) for more in (0, 0x80)))
 """The bytes that the tag of a graph in an attribute begins with: without one of them there is no graph."""
-_DIMS, _DATA_TYPE, _INT64_DATA, _TENSOR_NAME, _RAW_DATA, _EXTERNAL_DATA, _DATA_LOCATION = 1, 2, 7, 8, 9, 13, 14
+_TENSOR_NAME, _RAW_DATA, _EXTERNAL_DATA = _tags(8, 9, 13)  # of TensorProto
+_DATA_TYPE, _DATA_LOCATION = 2 << 3 | VARINT, 14 << 3 | VARINT
+_FIELD_DIMS, _FIELD_INT64_DATA = 1, 7
 _EXTERNAL = 1  # of TensorProto.DataLocation
 _TYPE_FLOAT, _TYPE_INT = 1, 2  # of AttributeProto.AttributeType
 FLOAT, INT64, FLOAT16 = 1, 7, 10
@@ -87,12 +94,12 @@ class Tensor(NamedTuple):
         entries: dict[str, str] = {}
         outside = False
         for tag, value, _, _ in fields(self.message):
-            if tag == _RAW_DATA << 3 | BYTES:
+            if tag == _RAW_DATA:
                 raw = value
-            elif tag == _EXTERNAL_DATA << 3 | BYTES:
+            elif tag == _EXTERNAL_DATA:
                 entries.update([pair(value)])
-            elif tag >> 3 == _DATA_LOCATION:
-                outside = _EXTERNAL in integers(tag, value)
+            elif tag == _DATA_LOCATION:
+                outside = value == _EXTERNAL
         return weights.read(entries) if outside else raw
 
     def whole_numbers(self) -> tuple[int, ...] | None:
@@ -101,9 +108,9 @@ class Tensor(NamedTuple):
             return None
         listed: list[int] = []
         for tag, value, _, _ in fields(self.message):
-            if tag >> 3 == _INT64_DATA:
+            if tag >> 3 == _FIELD_INT64_DATA:
                 listed += integers(tag, value)
-            elif tag == _RAW_DATA << 3 | BYTES and len(value) % 8 == 0:
+            elif tag == _RAW_DATA and len(value) % 8 == 0:
                 return struct.unpack(f"<{len(value) // 8}q", value)
         return tuple(listed)
 
@@ -125,7 +132,7 @@ class Graph:
         self._parts: list[Node | memoryview] = []
         for tag, value, start, end in fields(message):
             whole = message[start:end]
-            if tag == _NODE << 3 | BYTES:
+            if tag == _NODE:
                 node = _node(whole, bytes(value), 0)
                 self.nodes.append(node)
                 self._parts.append(node)
@@ -133,11 +140,11 @@ class Graph:
                     self.made_by[name] = node
                 continue
             self._parts.append(whole)
-            if tag == _INITIALIZER << 3 | BYTES:
+            if tag == _INITIALIZER:
                 self._initializers.append(value)
-            elif tag == _INPUT << 3 | BYTES:
+            elif tag == _INPUT:
                 self._given.add(_text(value, _NAME))
-            elif tag == _OUTPUT << 3 | BYTES:
+            elif tag == _OUTPUT:
                 self.outputs.append(_text(value, _NAME))
         self.made_by.pop("", None)  # an output that a node leaves out
 
@@ -201,14 +208,14 @@ def new_node(domain: str, op: str, inputs: Iterable[str], output: str, name: str
     stored: list[bytes] = []
     for key, value in attributes.items():
         whole = isinstance(value, int)
-        number = varint(_I << 3) + varint(int(value)) if whole else varint(_F << 3 | 5) + struct.pack("<f", value)
-        kind = varint(_TYPE << 3) + varint(_TYPE_INT if whole else _TYPE_FLOAT)
+        number = varint(_I) + varint(int(value)) if whole else varint(_F) + struct.pack("<f", value)
+        kind = varint(_TYPE) + varint(_TYPE_INT if whole else _TYPE_FLOAT)
         message = _string(_NAME, key) + number + kind
         stored.append(message)
-        pieces.append(message_field(_ATTRIBUTE, message))
+        pieces.append(message_field(_ATTRIBUTE >> 3, message))
     pieces.append(_string(_DOMAIN, domain))
-    whole = message_field(_NODE, b"".join(pieces))
-    return Node(f"{domain}.{op}", inputs, (output,), (), name, whole, tuple(stored))
+    node = message_field(_NODE >> 3, b"".join(pieces))
+    return Node(f"{domain}.{op}", inputs, (output,), (), name, node, tuple(stored))
 
 
 def message_field(number: int, content: bytes) -> bytes:
@@ -216,8 +223,8 @@ def message_field(number: int, content: bytes) -> bytes:
     return header(number, len(content)) + content
 
 
-def _string(number: int, text: str) -> bytes:
-    return message_field(number, text.encode())
+def _string(tag: int, text: str) -> bytes:
+    return message_field(tag >> 3, text.encode())
 
 
 def _node(whole: Buffer, message: bytes, depth: int) -> Node:
@@ -227,20 +234,19 @@ def _node(whole: Buffer, message: bytes, depth: int) -> Node:
     captured: list[str] = []
     name = op = domain = ""
     for tag, value, _, _ in fields(message):
-        number = tag >> 3 if tag & 7 == BYTES else 0
-        if number == _NODE_INPUT:
+        if tag == _NODE_INPUT:
             inputs.append(value.decode())
-        elif number == _NODE_OUTPUT:
+        elif tag == _NODE_OUTPUT:
             outputs.append(value.decode())
-        elif number == _ATTRIBUTE:
+        elif tag == _ATTRIBUTE:
             stored.append(value)
             if _MAY_HOLD_GRAPHS.search(value):
                 captured += _names_captured(value, depth + 1)
-        elif number == _OP_TYPE:
+        elif tag == _OP_TYPE:
             op = value.decode()
-        elif number == _NODE_NAME:
+        elif tag == _NODE_NAME:
             name = value.decode()
-        elif number == _DOMAIN:
+        elif tag == _DOMAIN:
             domain = value.decode()
     op = op if domain in ("", "ai.onnx") else f"{domain}.{op}"
     return Node(op, tuple(inputs), tuple(outputs), tuple(captured), name, whole, tuple(stored))
@@ -252,15 +258,15 @@ def _attribute(message: bytes) -> tuple[str, Value | None]:
     content: Value | None = None
     numbers: list[int] = []
     for tag, value, _, _ in fields(message):
-        if tag >> 3 == _INTS:
+        if tag >> 3 == _FIELD_INTS:
             numbers += integers(tag, value)
-        elif tag == _I << 3 | VARINT:
+        elif tag == _I:
             (content,) = integers(tag, value)
-        elif tag == _F << 3 | FIXED32:
+        elif tag == _F:
             (content,) = struct.unpack("<f", value)
-        elif tag == _NAME << 3 | BYTES:
+        elif tag == _NAME:
             name = value.decode()
-        elif tag == _S << 3 | BYTES:
+        elif tag == _S:
             content = value
     return name, tuple(numbers) if numbers else content
 
@@ -268,7 +274,7 @@ def _attribute(message: bytes) -> tuple[str, Value | None]:
 def _names_captured(attribute: bytes, depth: int) -> Iterator[str]:
     """The names that the graphs in an attribute read."""
     for tag, value, _, _ in fields(attribute):
-        if tag in (_GRAPH << 3 | BYTES, _GRAPHS << 3 | BYTES):
+        if tag in (_GRAPH, _GRAPHS):
             yield from _names_read(value, depth)
 
 
@@ -277,11 +283,11 @@ def _names_read(message: bytes, depth: int) -> Iterator[str]:
     if depth > MAX_DEPTH:
         raise Malformed(f"nested deeper than {MAX_DEPTH} levels")
     for tag, value, _, _ in fields(message):
-        if tag == _NODE << 3 | BYTES:
+        if tag == _NODE:
             node = _node(value, value, depth)
             yield from node.inputs
             yield from node.captured
-        elif tag == _OUTPUT << 3 | BYTES:
+        elif tag == _OUTPUT:
             yield _text(value, _NAME)
 
 
@@ -289,17 +295,15 @@ def _tensor(message: memoryview) -> tuple[str, Tensor]:
     name, kind = "", 0
     dims: list[int] = []
     for tag, value, _, _ in fields(message):
-        if tag >> 3 == _DIMS:
+        if tag >> 3 == _FIELD_DIMS:
             dims += integers(tag, value)
-        elif tag == _DATA_TYPE << 3 | VARINT:
+        elif tag == _DATA_TYPE:
             kind = value
-        elif tag == _TENSOR_NAME << 3 | BYTES:
+        elif tag == _TENSOR_NAME:
             name = str(value, "utf-8")
     return name, Tensor(kind, tuple(dims), message)
 
 
-def _text(message: Buffer, number: int) -> str:
+def _text(message: Buffer, wanted: int) -> str:
     """A string of a message, "" if it has none."""
-    return next(
-        (str(value, "utf-8") for tag, value, _, _ in fields(message) if tag == number << 3 | BYTES and value), ""
-    )
+    return next((str(value, "utf-8") for tag, value, _, _ in fields(message) if tag == wanted and value), "")
