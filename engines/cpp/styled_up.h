@@ -109,17 +109,12 @@ class UpBand {
   // Channels between two output transforms: their products should stay in the second level of the cache.
   static int64_t group(const Map& map) {
     constexpr int64_t floats = 64 << 10;
-    return std::max<int64_t>(floats / (across(map) * high(map) * kProducts * kLanes) / kRows * kRows, 2 * kRows);
-  }
-  // Rows of tiles that are multiplied together: the weights of a wide layer are read once for them, from memory.
-  static int64_t high(const Map& map) {
-    constexpr int64_t enough = 8;
-    return std::max<int64_t>(1, enough / across(map));
+    return std::max<int64_t>(floats / (across(map) * kProducts * kLanes) / kRows * kRows, 2 * kRows);
   }
   static int64_t across(const Map& map) { return map.width / kUnit + 1; }
   static int64_t down(const Map& map) { return map.height / kTile + 1; }
   static int64_t scratch_floats(const Map& map, int64_t in, int64_t channels) {
-    const int64_t units = across(map) * high(map), row = row_floats(map);
+    const int64_t units = across(map), row = row_floats(map);
     return input_floats(in, units) + group(map) * units * kProducts * kLanes + (8 + 11) * row + channels * 3 * row;
   }
 
@@ -127,30 +122,41 @@ class UpBand {
       : map_(map), filter_(filter), begin_(begin), end_(end), units_(across(map)), row_(row_floats(map)),
         group_(group(map)) {
     inputs_ = scratch;
-    products_ = inputs_ + input_floats(filter.in, units_ * high(map));
-    lines_ = products_ + group_ * units_ * high(map) * kProducts * kLanes;
+    products_ = inputs_ + input_floats(filter.in, units_);
+    lines_ = products_ + group_ * units_ * kProducts * kLanes;
     filtered_ = lines_ + 8 * row_;
     waiting_ = filtered_ + 11 * row_;
+    places_.assign(static_cast<size_t>(units_ * kProducts), 0);  // at first, all where nobody reads
+    int64_t start = panel_floats();
+    for (int set = 0; set < kSets; set++) {
+      const Products of = products_of(set);
+      const bool all = map.width % kUnit != 0 || of.column_point == 0;
+      vectors_[set] = (all ? units_ : units_ - 1) * of.count;
+      start_[set] = start;
+      for (int64_t at = 0; at < vectors_[set]; start += panel_floats())
+        for (const int64_t first = at, end = at + panel(at, vectors_[set]); at < end; at++)
+          places_[static_cast<size_t>(at / of.count * kProducts + of.first + at % of.count)] =
+              start + (at - first) * kLanes;
+      start += 16;  // the sets do not begin at the same place of the cache
+    }
   }
 
   // Rows [first, last) of tiles.
   void run(int64_t first, int64_t last) {
+    std::fill_n(products_, group_ * units_ * kProducts * kLanes, 0.f);
     std::fill_n(lines_, 8 * row_, 0.f);
     std::fill_n(waiting_, (end_ - begin_) * 3 * row_, 0.f);
-    for (int64_t tile = std::max<int64_t>(0, first - 1); tile < last; tile += rows_) {
+    for (int64_t tile = std::max<int64_t>(0, first - 1); tile < last; tile++) {
       const bool border = tile * kTile == map_.height;  // only its first row of t is not zero
-      const int64_t inside = (map_.height + kTile - 1) / kTile;
-      arrange(border ? 1 : std::min({high(map_), last - tile, inside - tile}), border);
-      for (int64_t r = 0; r < rows_; r++)
-        for (int64_t left = 0; left < units_; left += kPanel)  // in the order in which the panels lie
-          for (int64_t i = 0; i < filter_.in; i++)
-            for (int64_t n = left; n < std::min(units_, left + kPanel); n++) input_unit(i, tile + r, n, r * units_ + n);
+      if (border) std::fill_n(products_, group_ * units_ * kProducts * kLanes, 0.f);
+      for (int64_t left = 0; left < units_; left += kPanel)  // in the order in which the panels lie
+        for (int64_t i = 0; i < filter_.in; i++)
+          for (int64_t n = left; n < std::min(units_, left + kPanel); n++) input_unit(i, tile * kTile, n);
       for (int64_t top = begin_; top < end_; top += group_) {
-        const int64_t channels = std::min(group_, end_ - top);
+        const int64_t rows = std::min(group_, end_ - top);
         for (int set = 0; set < kSets; set++)
-          if (!border || products_of(set).row_point == 0) multiply_set(set, top, channels);
-        for (int64_t o = top; o < top + channels; o++)
-          for (int64_t r = 0; r < rows_; r++) output_channel(o, tile + r, r, tile + r >= first);
+          if (!border || products_of(set).row_point == 0) multiply_set(set, top, rows);
+        for (int64_t o = top; o < top + rows; o++) output_channel(o, tile, tile >= first);
       }
     }
   }
@@ -166,31 +172,6 @@ class UpBand {
   }
   int64_t panel_floats() const { return kPanel * kLanes * filter_.in; }
 
-  // Lays out inputs and products of `rows` rows of tiles. Products that a last unit or the border does not have are zero.
-  void arrange(int64_t rows, bool border) {
-    if (rows == rows_ && !border) return;
-    rows_ = rows;
-    const int64_t all = rows * units_;
-    std::fill_n(products_, group_ * all * kProducts * kLanes, 0.f);
-    places_.assign(static_cast<size_t>(all * kProducts), 0);  // at first, all where nobody reads
-    int64_t start = panel_floats();
-    for (int set = 0; set < kSets; set++) {
-      const Products of = products_of(set);
-      const bool last = map_.width % kUnit != 0 || of.column_point == 0;  // whether the last unit of a row has them
-      auto& vectors = vectors_[set];
-      vectors.clear();
-      for (int64_t n = 0; n < all; n++)
-        for (int64_t which = 0; which < of.count && (last || n % units_ + 1 < units_); which++)
-          vectors.push_back(n * kProducts + of.first + which);
-      start_[set] = start;
-      const auto count = static_cast<int64_t>(vectors.size());
-      for (int64_t at = 0; at < count; start += panel_floats())
-        for (const int64_t begin = at, end = at + panel(at, count); at < end; at++)
-          places_[static_cast<size_t>(vectors[static_cast<size_t>(at)])] = start + (at - begin) * kLanes;
-      start += 16;  // the sets do not begin at the same place of the cache
-    }
-  }
-
   // Vectors of the panel that begins with vector `at`. One alone would waste two thirds of the sums.
   static int64_t panel(int64_t at, int64_t vectors) {
     const int64_t left = vectors - at;
@@ -199,14 +180,13 @@ class UpBand {
 
   static int64_t row_floats(const Map& map) { return across(map) * 2 * kUnit + 2 * kMargin; }
 
-  // Unit n of a row of tiles, the unit `at` of those that are multiplied together.
-  void input_unit(int64_t i, int64_t tile, int64_t n, int64_t at) {
-    const int64_t row = tile * kTile, column = n * kUnit;
+  void input_unit(int64_t i, int64_t row, int64_t n) {
+    const int64_t column = n * kUnit;
     const float* x = map_.x + i * map_.height * map_.width;
     const float style = map_.style ? map_.style[i] : 1.f;
     const __m256i right = _mm256_setr_epi32(7, 0, 1, 2, 3, 4, 5, 6);
     const V scale = _mm256_set1_ps(style), zero = _mm256_setzero_ps();
-    const int64_t* places = places_.data() + at * kProducts;
+    const int64_t* places = places_.data() + n * kProducts;
     float* to = inputs_ + i * kPanel * kLanes;
     V raw[5][4], points[5][5];  // [row of the tile][column], [row][point of the columns]
     for (int64_t r = 0; r < 5; r++) {
@@ -245,18 +225,17 @@ class UpBand {
     }
   }
 
-  void multiply_set(int set, int64_t top, int64_t channels) {
-    const auto& vectors = vectors_[set];
-    const auto count = static_cast<int64_t>(vectors.size());
-    const int64_t row_stride = rows_ * units_ * kProducts * kLanes;
+  void multiply_set(int set, int64_t top, int64_t rows) {
+    const Products of = products_of(set);
+    const int64_t row_stride = units_ * kProducts * kLanes;
     const float* v = inputs_ + start_[set];
-    for (int64_t n = 0, size = 0; n < count; n += size, v += panel_floats()) {
-      size = panel(n, count);
-      int64_t at[kPanel] = {};
-      for (int64_t k = 0; k < size; k++) at[k] = vectors[static_cast<size_t>(n + k)] * kLanes;
-      for (int64_t r = 0; r < channels; r += kRows) {
+    for (int64_t n = 0, size = 0; n < vectors_[set]; n += size, v += panel_floats()) {
+      size = panel(n, vectors_[set]);
+      int64_t at[kPanel];
+      for (int64_t k = 0; k < kPanel; k++) at[k] = ((n + k) / of.count * kProducts + (n + k) % of.count) * kLanes;
+      for (int64_t r = 0; r < rows; r += kRows) {
         const float* taps = filter_.taps.get() + (set * filter_.out + top + r) * filter_.in;
-        float* to = products_ + r * row_stride;
+        float* to = products_ + r * row_stride + of.first * kLanes;
         if (size == 3)
           multiply<3>(taps, v, filter_.in, kPanel * kLanes, to, row_stride, at);
         else if (size == 2)
@@ -302,9 +281,9 @@ class UpBand {
     }
   }
 
-  void output_channel(int64_t o, int64_t tile, int64_t r, bool write) {
+  void output_channel(int64_t o, int64_t tile, bool write) {
     const int64_t width = 2 * map_.width, height = 2 * map_.height, padded = (width + kLanes - 1) / kLanes * kLanes;
-    const float* m = products_ + ((o - begin_) % group_ * rows_ + r) * units_ * kProducts * kLanes;
+    const float* m = products_ + (o - begin_) % group_ * units_ * kProducts * kLanes;
     float* wait = waiting_ + (o - begin_) * 3 * row_;
     for (int64_t n = 0; n < units_; n++) unfold(m + n * kProducts * kLanes, n);
     std::copy_n(wait, 3 * row_, filtered_);
@@ -345,10 +324,9 @@ class UpBand {
 
   const Map& map_;
   const UpFilter& filter_;
-  int64_t begin_, end_, units_, row_, group_, rows_ = 0;
-  int64_t start_[kSets] = {};
-  std::vector<int64_t> vectors_[kSets];  // of each set, the products [row and unit][81] that it makes
-  std::vector<int64_t> places_;          // of a product, its vector of the first input channel, floats after `inputs_`
+  int64_t begin_, end_, units_, row_, group_;
+  int64_t start_[kSets] = {}, vectors_[kSets] = {};
+  std::vector<int64_t> places_;  // [unit][product]: of its vector of the first input channel, floats after `inputs_`
   float *inputs_, *products_, *lines_, *filtered_, *waiting_;
 };
 
