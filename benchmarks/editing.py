@@ -89,7 +89,7 @@ def sliders(editor: Editor, calls: int) -> Rows:
 
 
 def grid_row(editor: Editor, w: Any, prompt: str, calls: int) -> dict[str, Any]:
-    """One prompt: the strengths `ALPHAS` in one batch of a slider; a step is its share of that. Edits in turns with it."""
+    """One prompt: the strengths `ALPHAS` in one batch of a slider, in turns with whole edits; a step is its share."""
     slider = editor.slider(w, prompt)
     order = iter(_endless(ALPHAS))
     laps = laps_of(
