@@ -29,6 +29,8 @@ ALPHAS = (-3.0, -1.0, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0)
 NEGLIGIBLE = (0.02, 0.8)
 """Shares of a direction's squared length that a slider may leave out (see `Editor.slider`): a usual one, and one as the
 colour prompts of toyfaces need it to start higher."""
+GRID = f"grid of {len(ALPHAS)}"
+"""What a row is called whose steps run as one batch."""
 WHOLE = "first layer"
 """Where a step starts that repeats the whole synthesis."""
 
@@ -82,7 +84,26 @@ def sliders(editor: Editor, calls: int) -> Rows:
         for name in editor.model.prompts
         for share in (0.0, *(NEGLIGIBLE if name in COLOUR_PROMPTS else ()))
     ]
-    return [slider_row(editor, w, name, share, calls) for name, share in wanted]
+    rows = [slider_row(editor, w, name, share, calls) for name, share in wanted]
+    return rows + [grid_row(editor, w, name, calls) for name in editor.model.prompts]
+
+
+def grid_row(editor: Editor, w: Any, prompt: str, calls: int) -> dict[str, Any]:
+    """One prompt: the strengths `ALPHAS` in one batch of a slider, in turns with whole edits; a step is its share."""
+    slider = editor.slider(w, prompt)
+    order = iter(_endless(ALPHAS))
+    laps = laps_of(
+        {
+            "edit": lambda: editor.edit_latents(w, prompt, next(order)),
+            "grid": lambda: slider.grid(ALPHAS),
+        },
+        calls,
+    )
+    share = Latencies([ms / len(ALPHAS) for ms in laps["grid"].ms])
+    gain = float(np.median(np.array(laps["edit"].ms) / np.array(share.ms)))
+    start = WHOLE if slider.cut is None else slider.cut.layer
+    row = {"kind": "slider", "name": f"{prompt}, {GRID}", **share.columns(), "gain": gain, "start": start}
+    return row | {"saved": float(slider.saved)}
 
 
 def slider_row(editor: Editor, w: Any, prompt: str, negligible: float, calls: int) -> dict[str, Any]:

@@ -173,17 +173,17 @@ def slider_gains(rows: Rows) -> str:
 
 
 def slider_verdict(rows: Rows) -> str:
-    """Whether the steps of colour prompts meet their bar, exactly and with each share that may be left out."""
+    """Whether the steps of colour prompts meet their bar: exactly, by grids, and with a share of the edit left out."""
     found = [r for r in rows if r["kind"] == "slider" and r["name"].split(",")[0] in COLOUR_PROMPTS]
     said = [f"The bar for a colour prompt ({', '.join(COLOUR_PROMPTS)}) is {SLIDER_BAR:g} times a whole edit's speed."]
-    for share in dict.fromkeys(r.get("negligible") or "" for r in found):
-        mine = [r for r in found if (r.get("negligible") or "") == share]
+    for way in dict.fromkeys(r["name"].partition(", ")[2] for r in found):  # "", "negligible 0.02", "grid of 8"
+        mine = [r for r in found if r["name"].partition(", ")[2] == way]
         gains = [float(r["gain"]) for r in mine]
         met = sum(gain >= SLIDER_BAR for gain in gains)
         word = "met" if met == len(gains) else "not met" if met == 0 else f"met by {met} of {len(gains)} rows"
         worst = min((float(r["psnr_db"]) for r in mine if r["psnr_db"]), default=None)
         near = "" if worst is None else ", equal pictures" if worst >= EQUAL_DB else f", PSNR {worst:.1f} dB or more"
-        steps = f"With negligible {share}" if share else "Exact steps"
+        steps = "Exact steps" if not way else f"Exact steps in a {way}" if way.startswith("grid") else f"With {way}"
         said.append(f"{steps}: {word} ({min(gains):.2f} to {max(gains):.2f}{near}).")
     return " ".join(said) if found else "No colour prompt was measured."
 

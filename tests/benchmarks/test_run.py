@@ -401,6 +401,9 @@ def test_cold_start_stages_and_sliders_have_rows() -> None:
     assert opening["open"]["p50_ms"] < opening["open and load every graph"]["p50_ms"]
     sliders = {row["name"]: row for row in found.rows if row["kind"] == "slider"}
     assert len([name for name in sliders if "negligible" in name]) == 2 * len(plans.COLOUR_PROMPTS)
+    grids = [row for name, row in sliders.items() if name.endswith(", grid of 8")]
+    assert len(grids) == len([name for name in sliders if ", " not in name]) > 10
+    assert all(row["start"] == "first layer" and row["samples"] == 1 for row in grids)
     exact, usual, rough = (sliders[f"purple-hair{rest}"] for rest in ("", ", negligible 0.02", ", negligible 0.8"))
     assert min(row["gain"] for row in sliders.values()) > 0
     assert (exact["start"], exact["saved"]) == ("first layer", 0.0)

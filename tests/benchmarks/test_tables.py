@@ -66,7 +66,9 @@ def test_a_slider_shows_where_it_starts_what_it_costs_and_whether_its_bar_is_met
     mixed.add(slider | {"name": "lipstick", "gain": 1.61})
     mixed.add(slider | {"name": "glasses", "gain": 9.0})
     mixed.add(slider | {"name": "lipstick, negligible 0.01", "gain": 1.2, "negligible": 0.01, "psnr_db": 200.0})
+    mixed.add(slider | {"name": "lipstick, grid of 8", "gain": 1.9})
     assert "Exact steps: met by 1 of 2 rows (1.20 to 1.61)." in summary(mixed)
+    assert "Exact steps in a grid of 8: met (1.90 to 1.90)." in summary(mixed)
     assert "With negligible 0.01: not met (1.20 to 1.20, equal pictures)." in summary(mixed)
 
 
