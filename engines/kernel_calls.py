@@ -70,7 +70,7 @@ class ConvKernel:
             style: [I], demod: [O], bias: [O], noise: [scale h, scale w]; each for all N images, None for none.
             gain: of noise and bias.
             threads: how many.
-            out: where the result goes, in its shape; fresh memory of hundreds of megabytes costs as much as the layer.
+            out: where the result goes, in its shape; None for fresh memory, whose pages the system must clear.
 
         Returns:
             [N, O, scale h, scale w].

@@ -1,16 +1,16 @@
 // The part of ONNX Runtime's C API that a library of custom operators calls, declared from its documentation: the table
-// of functions only ever grows at its end (API version 16, ONNX Runtime 1.16, and every later one), so that a function
-// is known by its place. `check_table` proves the places before anything else is called.
+// of functions only ever grows at its end, so that a function is known by its place. `check_table` looks at one place
+// beyond most of them before anything else is called; that the others are right is for the trial of a new library to
+// show.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <cstring>
 
 namespace ort {
 
-constexpr uint32_t kApiVersion = 18;  // ONNX Runtime 1.18, the first with KernelContext_ParallelFor at its place
+constexpr uint32_t kApiVersion = 18;  // ONNX Runtime 1.18 has all that stands here
 
 struct Status;
 struct Value;
@@ -59,7 +59,7 @@ Function function(Table table, Place place) {
   return f;
 }
 
-// Whether the table is the one that the places are of.
+// Whether the function at one of the places answers as it should.
 inline bool check_table(Table table) {
   const char* text = function<const char* (*)()>(table, kGetBuildInfoString)();
   return text != nullptr && std::strncmp(text, "ORT Build Info", 14) == 0;

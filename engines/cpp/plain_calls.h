@@ -17,7 +17,7 @@
 
 namespace styleclip {
 
-// Threads that wait for work: each keeps its scratch memory, which is as dear as the work where it is fresh.
+// Threads that wait for work: each keeps its scratch memory, so that the system hands out its pages once.
 class Pool {
  public:
   static Pool& shared() {

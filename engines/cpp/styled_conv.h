@@ -62,11 +62,14 @@ struct Map {  // one image of the input and of the output, planar
   int64_t height, width;  // of the input
   int64_t noise_stride;   // floats from a channel of the noise to the next, 0: the same one
 
+  V scale(int64_t o) const { return _mm256_set1_ps(value * (demod ? demod[o] : 1.f)); }
+  V offset(int64_t o) const { return _mm256_set1_ps(bias ? gain * bias[o] : 0.f); }
   int64_t across() const { return (width + kUnit - 1) / kUnit; }
   int64_t units() const { return (height + kTile - 1) / kTile * across(); }
 };
 
-// A unit of the next channel, which the processor does not foresee: channels lie far apart. Past the end it does nothing.
+// A unit of the next channel, which the processor does not foresee: channels lie far apart. Past the end it does
+// nothing.
 inline void prefetch(const float* line) {
   _mm_prefetch(reinterpret_cast<const char*>(line), _MM_HINT_T0);
   _mm_prefetch(reinterpret_cast<const char*>(line + 16), _MM_HINT_T0);
@@ -254,8 +257,7 @@ inline void finish(const Map& map, float* to, const float* noise, const V* acc, 
 // m [36][8]: the products of one output channel and unit.
 inline void output_unit(const Map& map, int64_t o, int64_t row, int64_t column, const float* m) {
   const int64_t rows = std::min(kTile, map.height - row), valid = map.width - column;
-  const V scale = _mm256_set1_ps(map.value * (map.demod ? map.demod[o] : 1.f));
-  const V bias = _mm256_set1_ps(map.bias ? map.gain * map.bias[o] : 0.f);
+  const V scale = map.scale(o), bias = map.offset(o);
   float* y = map.y + o * map.height * map.width + row * map.width + column;
   const float* noise = map.noise ? map.noise + o * map.noise_stride + row * map.width + column : nullptr;
   V pixels[4][4], line[4];

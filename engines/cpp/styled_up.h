@@ -309,8 +309,7 @@ class UpBand {
 
   // Row y of channel o from four filtered rows.
   void output_row(int64_t o, int64_t y, const float* rows, int64_t width, int64_t height) {
-    const V scale = _mm256_set1_ps(map_.value * (map_.demod ? map_.demod[o] : 1.f));
-    const V bias = _mm256_set1_ps(map_.bias ? map_.gain * map_.bias[o] : 0.f);
+    const V scale = map_.scale(o), bias = map_.offset(o);
     const float* noise = map_.noise ? map_.noise + o * map_.noise_stride + y * width : nullptr;
     float* to = map_.y + (o * height + y) * width;
     V taps[4];

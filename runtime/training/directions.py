@@ -29,7 +29,7 @@ ImageEncoder = Callable[[Tensor], Tensor]
 CHANNELS = ("conv", "all")
 BLOCK = 64
 ENCODED = 8
-"""Channels whose pictures CLIP encodes at once, at least: with fewer, its matrix products are low and slow."""
+"""Channels whose pictures CLIP encodes at once, at least, so that its matrix products have many rows."""
 
 
 @dataclass(frozen=True)
