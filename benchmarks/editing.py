@@ -19,14 +19,13 @@ from ..runtime.prompts import TextEncoder, resolve
 from ..runtime.steps import plan
 from ..runtime.store import sample_portrait
 from .memory import peak_rss_mib
-from .plan import COLOUR_PROMPTS, LOAD_ALL, LOAD_EDIT
+from .plan import LOAD_ALL, LOAD_EDIT
 from .samples import Latencies
 from .worker import private_stdout
-from .workload import accuracy
 
 Rows = list[dict[str, Any]]
 ALPHAS = (-3.0, -1.0, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0)
-NEGLIGIBLE = (0.02, 0.8)
+ALL_LAYERS = "all layers"
 """Shares of a direction's squared length that a slider may leave out (see `Editor.slider`): a usual one, and one as the
 colour prompts of toyfaces need it to start higher."""
 GRID = f"grid of {len(ALPHAS)}"
@@ -77,15 +76,17 @@ def stages(editor: Editor, calls: int) -> Rows:
 
 
 def sliders(editor: Editor, calls: int) -> Rows:
-    """A slider's step against a whole edit from the same latents, by prompt; colour prompts also with `NEGLIGIBLE`."""
+    """A slider's step against a whole edit from the same latents, by prompt, and steps of a grid.
+
+    Prompts with recommended layers move those alone; a second row moves all of them.
+    """
     w = editor.invert(editor.photo(sample_portrait()))
+    prompts = editor.model.prompts
     wanted = [
-        (name, share)
-        for name in editor.model.prompts
-        for share in (0.0, *(NEGLIGIBLE if name in COLOUR_PROMPTS else ()))
+        (name, way) for name, prompt in prompts.items() for way in (None, *(("all",) if prompt.resolutions else ()))
     ]
-    rows = [slider_row(editor, w, name, share, calls) for name, share in wanted]
-    return rows + [grid_row(editor, w, name, calls) for name in editor.model.prompts]
+    rows = [slider_row(editor, w, name, resolutions, calls) for name, resolutions in wanted]
+    return rows + [grid_row(editor, w, name, calls) for name in prompts]
 
 
 def grid_row(editor: Editor, w: Any, prompt: str, calls: int) -> dict[str, Any]:
@@ -103,33 +104,29 @@ def grid_row(editor: Editor, w: Any, prompt: str, calls: int) -> dict[str, Any]:
     gain = float(np.median(np.array(laps["edit"].ms) / np.array(share.ms)))
     start = WHOLE if slider.cut is None else slider.cut.layer
     row = {"kind": "slider", "name": f"{prompt}, {GRID}", **share.columns(), "gain": gain, "start": start}
-    return row | {"saved": float(slider.saved)}
+    return row | {"saved": float(slider.saved), "resolutions": slider.step.resolutions}
 
 
-def slider_row(editor: Editor, w: Any, prompt: str, negligible: float, calls: int) -> dict[str, Any]:
+def slider_row(editor: Editor, w: Any, prompt: str, resolutions: str | None, calls: int) -> dict[str, Any]:
     """One prompt: the layer that a step starts from, and the two medians in turns; `gain` is how many times faster.
 
-    negligible: share of the direction's squared length that is left out; what that does to the picture is `psnr_db`
-    against the exact step at the prompt's recommended strength.
+    resolutions: for the step and for the edit that it is compared with; None: those recommended for the prompt.
     """
-    slider = editor.slider(w, prompt, negligible=negligible)
+    slider = editor.slider(w, prompt, resolutions=resolutions)
     slider.at(1.0)
     order = iter(_endless(ALPHAS))
     laps = laps_of(
         {
-            "edit": lambda: editor.edit_latents(w, prompt, next(order)),
+            "edit": lambda: editor.edit_latents(w, prompt, next(order), resolutions=resolutions),
             "step": lambda: slider.at(next(order)),
         },
         calls,
     )
     gain = float(np.median(np.array(laps["edit"].ms) / np.array(laps["step"].ms)))
     start = WHOLE if slider.cut is None else slider.cut.layer
-    row = {"kind": "slider", "name": prompt, **laps["step"].columns(), "gain": gain, "start": start}
-    row["saved"] = float(slider.saved)
-    if negligible:
-        rough, exact = (np.asarray(made.at(slider.step.alpha))[None] for made in (slider, editor.slider(w, prompt)))
-        row |= {"name": f"{prompt}, negligible {negligible:g}", "negligible": negligible, **accuracy(rough, exact)}
-    return row
+    name = prompt if resolutions is None else f"{prompt}, {ALL_LAYERS}"
+    row = {"kind": "slider", "name": name, **laps["step"].columns(), "gain": gain, "start": start}
+    return row | {"saved": float(slider.saved), "resolutions": slider.step.resolutions}
 
 
 def _endless(values: Iterable[float]) -> Iterable[float]:

@@ -65,7 +65,7 @@ def measure(subject: Subject, edit: Edit, faces: Faces, clip: ClipScorer) -> tup
         "method": edit.method,
         "scored_by": opinion(subject.scorer, edit.prompt.name),
     }
-    row |= {"alpha": edit.alpha, "beta": None, "channels": None, "steps": None, **edit.settings}
+    row |= {"alpha": edit.alpha, "beta": None, "resolutions": None, "channels": None, "steps": None, **edit.settings}
     row |= subject.compare(edit.prompt.name, faces, images).shares()
     row["seconds_per_face"] = float(f"{seconds / len(faces):.3g}")
     return row | clip_measures(subject, edit.prompt, faces.images, images, clip) | distances(

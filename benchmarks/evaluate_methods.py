@@ -151,15 +151,15 @@ def settled_beta(subject: Subject, prompt: Prompt) -> float:
     """The prompt's own beta, else StyleCLIP's automatic rule."""
     if prompt.beta is not None:
         return float(prompt.beta)
-    return edits.suggested_beta(subject.relevance(prompt.target, prompt.neutral))
+    return edits.suggested_beta(subject.relevance(prompt.target, prompt.neutral, prompt.resolutions))
 
 
 def global_edit(subject: Subject, prompt: Prompt, name: str = "global", beta: float | None = None) -> Edit:
     """A global direction at the prompt's settings, or at another threshold."""
     beta = settled_beta(subject, prompt) if beta is None else beta
-    delta_s = subject.direction(prompt.target, prompt.neutral, beta)
+    delta_s = subject.direction(prompt.target, prompt.neutral, beta, prompt.resolutions)
     alpha = DEFAULT_ALPHA if prompt.alpha is None else float(prompt.alpha)
-    settings = {"beta": round(beta, 4), "channels": int(np.count_nonzero(delta_s))}
+    settings = {"beta": round(beta, 4), "resolutions": prompt.resolutions, "channels": int(np.count_nonzero(delta_s))}
     return Edit(prompt, name, alpha, partial(_shifted, subject, delta_s), settings)
 
 

@@ -31,7 +31,7 @@ def recommend(
         neutrals: candidates for the neutral text, besides each prompt's own.
         mappers: choose the strength of the prompts' mappers as well.
     Returns:
-        ({prompt: {target, neutral, alpha, beta, strength?, merit}}, {prompt: reason}).
+        ({prompt: {target, neutral, alpha, beta, resolutions, strength?, merit}}, {prompt: reason}).
     """
     found: dict[str, Row] = {}
     reasons: dict[str, str] = {}

@@ -190,13 +190,14 @@ def study(subject: Subject, faces: Faces, images: Sequence[int], table_images: i
 def prompt_rows(
     subject: Subject, lacking: Faces, name: str, settings: Mapping[str, Any], text: Tensor, ways: Sequence[Estimate]
 ) -> list[Row]:
-    """One prompt: the finite table comes first and says how many channels are kept."""
+    """One prompt, in its recommended layers: the finite table comes first and says how many channels are kept."""
     sigma = subject.pack.statistics.s_std.numpy().astype(np.float64)
-    asked, finite = asked_channels(subject.generator), ways[0].relevance(text)
+    inside = subject.mask(settings.get("resolutions"))
+    asked, finite = asked_channels(subject.generator), ways[0].relevance(text) * inside
     matched, alpha = max(1, int((np.abs(finite) >= settings["beta"]).sum())), float(settings["alpha"])
     rows = []
     for way in ways:
-        r = way.relevance(text)
+        r = way.relevance(text) * inside
         count = way.count(r, matched)
         edited = subject.compare(name, lacking, subject.edit(lacking, step(r, count, sigma), alpha))
         costs = {"prompt": name, "estimate": way.name, "images": way.images, "passes": way.passes}

@@ -17,7 +17,7 @@ COLUMNS = (
     "min_ms", "mean_ms", "images_per_s", "speedup", "of_matmul", "of_copy", "gflop", "gbyte", "gflop_s", "gb_s",
     "psnr_db", "max_level_error", "start_s", "load_s", "first_ms", "h2d_ms", "compute_ms", "d2h_ms", "peak_rss_mib",
     "peak_device_mib", "scenario", "load", "rate_per_s", "bound_ms", "valid", "judged_by", "gain", "start", "saved",
-    "negligible", "note",
+    "resolutions", "note",
 )  # fmt: skip
 KEY = ("kind", "task", "name", "device", "precision", "batch", "scenario", "load")
 """What makes a row the same row in another run."""

@@ -59,16 +59,15 @@ def directions(results: Path) -> str:
     """Global directions: recommended settings beside alpha 3, beta 0.12."""
     rows = read_csv(results / "toyfaces-directions.csv")
     published = {row["prompt"]: row for row in rows if row["setting"] == "published"}
-    header = ("prompt", "alpha", "beta", "channels", "target reached", "others changed", "identity cosine",
-              "at alpha 3, beta 0.12", "others changed")  # fmt: skip
+    header = ("prompt", "alpha", "beta", "resolutions", "channels", "target reached", "others changed",
+              "identity cosine", "at alpha 3, beta 0.12", "others changed")  # fmt: skip
     body = []
     for row in (row for row in rows if row["setting"] == "recommended"):
         other = published[row["prompt"]]
         shares = [percent(row["success"]), percent(row["others_changed"]), decimals(row["identity_cosine"])]
         usual = [percent(other["success"]), percent(other["others_changed"])]
-        body.append(
-            [row["prompt"], f"{float(row['alpha']):g}", f"{float(row['beta']):g}", row["channels"], *shares, *usual]
-        )
+        settings = [f"{float(row['alpha']):g}", f"{float(row['beta']):g}", row["resolutions"] or "all", row["channels"]]
+        body.append([row["prompt"], *settings, *shares, *usual])
     return markdown(header, body)
 
 

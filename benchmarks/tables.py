@@ -167,24 +167,22 @@ def slider_gains(rows: Rows) -> str:
     body = []
     for name, row in first.items():
         gains = [factor(cells[name, engine]["gain"]) if (name, engine) in cells else "" for engine in engines]
-        body.append([name, row.get("start") or "", percent(row.get("saved") or ""), *gains, quality(row["psnr_db"])])
-    header = ["prompt", "start", "not repeated", *(f"{engine}, times faster" for engine in engines), "PSNR (dB)"]
+        place = [row.get("resolutions") or "all", row.get("start") or "", percent(row.get("saved") or "")]
+        body.append([name.partition(", all layers")[0], *place, *gains])
+    header = ["prompt", "resolutions", "start", "not repeated", *(f"{engine}, times faster" for engine in engines)]
     return markdown(header, body) if body else "No rows of this kind.\n"
 
 
 def slider_verdict(rows: Rows) -> str:
-    """Whether the steps of colour prompts meet their bar: exactly, by grids, and with a share of the edit left out."""
+    """Whether the steps of colour prompts meet their bar: in their recommended layers, in all, and by grids."""
     found = [r for r in rows if r["kind"] == "slider" and r["name"].split(",")[0] in COLOUR_PROMPTS]
     said = [f"The bar for a colour prompt ({', '.join(COLOUR_PROMPTS)}) is {SLIDER_BAR:g} times a whole edit's speed."]
-    for way in dict.fromkeys(r["name"].partition(", ")[2] for r in found):  # "", "negligible 0.02", "grid of 8"
-        mine = [r for r in found if r["name"].partition(", ")[2] == way]
-        gains = [float(r["gain"]) for r in mine]
+    for way in dict.fromkeys(r["name"].partition(", ")[2] for r in found):  # "", "all layers", "grid of 8"
+        gains = [float(r["gain"]) for r in found if r["name"].partition(", ")[2] == way]
         met = sum(gain >= SLIDER_BAR for gain in gains)
         word = "met" if met == len(gains) else "not met" if met == 0 else f"met by {met} of {len(gains)} rows"
-        worst = min((float(r["psnr_db"]) for r in mine if r["psnr_db"]), default=None)
-        near = "" if worst is None else ", equal pictures" if worst >= EQUAL_DB else f", PSNR {worst:.1f} dB or more"
-        steps = "Exact steps" if not way else f"Exact steps in a {way}" if way.startswith("grid") else f"With {way}"
-        said.append(f"{steps}: {word} ({min(gains):.2f} to {max(gains):.2f}{near}).")
+        steps = "Single steps" if not way else f"Steps in {'a ' if way.startswith('grid') else ''}{way}"
+        said.append(f"{steps}: {word} ({min(gains):.2f} to {max(gains):.2f}).")
     return " ".join(said) if found else "No colour prompt was measured."
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..engines.errors import InputError
 from ..runtime.prompts import DEFAULT_NEUTRAL, MAX_PROMPT_CHARS, slug
+from ..runtime.resolutions import checked_resolutions
 from ..runtime.training.pack import Pack
 from .bundle_writer import Plan
 from .graphs import mapper_graph_name
@@ -25,7 +26,7 @@ def make_plan(pack: Pack, asked: Sequence[str], neutral: str | None = None, name
     table = {key: entry_of(entry) for key, entry in pack.prompts.items()}
     keys = list(dict.fromkeys(find(pack, text) or text.strip() for text in asked or list(pack.prompts)[:1]))
     for key in keys:
-        table.setdefault(key, {"target": key, "neutral": usual_neutral(pack), "alpha": None, "beta": None})
+        table.setdefault(key, entry_of({"target": key, "neutral": usual_neutral(pack)}))
         if neutral is not None:
             table[key]["neutral"] = neutral.strip()
     mappers = tuple(key for key in keys if key in pack.mappers and asked)
@@ -38,7 +39,8 @@ def make_plan(pack: Pack, asked: Sequence[str], neutral: str | None = None, name
 
 def entry_of(entry: dict[str, Any]) -> dict[str, Any]:
     """A prompt of the pack as the bundle states it."""
-    return {**entry, "alpha": entry.get("alpha"), "beta": entry.get("beta")}
+    resolutions = checked_resolutions(entry.get("resolutions"))
+    return {**entry, "alpha": entry.get("alpha"), "beta": entry.get("beta"), "resolutions": resolutions}
 
 
 def find(pack: Pack, text: str) -> str | None:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .steps import Step
 
 HEADS = ("prompts", "directions")  # the options that others follow
+REQUEST = (*HEADS, "alphas", "betas", "neutrals", "resolutions", "method")
 
 EPILOG = """\b
 Examples:
@@ -79,6 +80,12 @@ Examples:
 @click.option(
     "--neutral", "neutrals", metavar="TEXT", multiple=True, help="What the target is compared with, e.g. 'a face'."
 )
+@click.option(
+    "--resolutions",
+    metavar="RANGE|all",
+    multiple=True,
+    help="Resolutions that may move: 32- (32 px and up), 8-16, -8. Low ones hold shape, high ones colour.",
+)
 @click.option("--method", type=click.Choice(["global", "mapper"]), default="global", show_default=True)
 @click.option("--out", metavar="FILE", help="Output picture. Default: IMG-PROMPT.png in this folder.")
 @click.option("--grid", is_flag=True, help="Write a labelled sheet: alpha x beta, or prompts x alpha.")
@@ -93,10 +100,11 @@ def edit(ctx: click.Context, /, image: str, out: str | None, grid: bool, as_json
 
     The IMG `sample` is a portrait that ships.
 
-    Several --prompt and --direction combine in one edit: --alpha, --beta and --neutral follow the one they belong to,
-    and a value that follows several serves them all. What is not given is taken from the bundle's recommended settings.
+    Several --prompt and --direction combine in one edit: --alpha, --beta, --neutral and --resolutions follow the one
+    they belong to, and a value that follows several serves them all. What is not given is taken from the bundle's
+    recommended settings.
     """
-    request = {name: options.pop(name) for name in ("prompts", "directions", "alphas", "betas", "neutrals", "method")}
+    request = {name: options.pop(name) for name in REQUEST}
     request["order"] = ctx.meta.get(ORDER, [])
     request["photo"] = take_photo_options(options)
     paste, paste_crop = options.pop("paste"), options.pop("paste_crop")
@@ -134,8 +142,11 @@ def _settings(request: dict[str, Any]) -> dict[str, Any]:
     count = len(prompts) + len(directions)
     heads = [name for name in order if name in HEADS]
     places = sorted(range(len(heads)), key=lambda i: HEADS.index(heads[i])) or [0]  # stable: prompts, then directions
-    alphas, betas = (paired(order, name, request[name], count, HEADS) for name in ("alphas", "betas"))
+    alphas, betas, ranges = (
+        paired(order, name, request[name], count, HEADS) for name in ("alphas", "betas", "resolutions")
+    )
     alpha, beta = ([_first(values[i]) for i in places] for values in (alphas, betas))
+    resolutions = [ranges[i] for i in places]
     neutral = paired(order, "neutrals", request["neutrals"], len(prompts)) if prompts else list(request["neutrals"])
     return {
         "prompt": prompts or None,
@@ -143,6 +154,7 @@ def _settings(request: dict[str, Any]) -> dict[str, Any]:
         "alpha": alpha if count else alpha[0],
         "beta": beta if count else beta[0],
         "neutral": neutral if prompts else next(iter(neutral), None),
+        "resolutions": resolutions if count else resolutions[0],
         "method": request["method"],
     }
 
@@ -169,12 +181,14 @@ def _sheet(editor: Editor, image: str, out: Path, request: dict[str, Any], _: bo
     else:
         frame = editor.frame(image, framing_of(editor, request["photo"]))
         face = editor.invert(frame.crop)
-    neutrals = _serving(request["neutrals"])
+    neutrals, resolutions = _serving(request["neutrals"]), _serving(request["resolutions"])
     if request["method"] == "global" and len(prompts) + len(directions) <= 1 and not isinstance(neutrals, list):
         one = {"prompt": next(iter(prompts), None), "direction": next(iter(directions), None)}
-        grid = beta_grid(editor, face, alphas=alphas, betas=betas or None, neutral=neutrals, **one)
+        grid = beta_grid(
+            editor, face, alphas=alphas, betas=betas or None, neutral=neutrals, resolutions=resolutions, **one
+        )
     else:
-        names = (prompts or None, alphas, _serving(betas), neutrals, request["method"], directions or None)
+        names = (prompts or None, alphas, _serving(betas), neutrals, request["method"], directions or None, resolutions)
         grid = prompt_grid(editor, face, *names)
     write_image(grid.image, out)
     return _grid_record(editor, grid, out, request["method"]) | _placed(frame)
@@ -218,7 +232,10 @@ def _output(editor: Editor, image: str, out: str | None, prompts: tuple[str, ...
 
 def _record(editor: Editor, result: EditResult, out: Path, request: dict[str, Any]) -> dict[str, Any]:
     """The JSON of a single edit."""
-    prompts = [{**_named(s), "neutral": s.prompt.neutral, "alpha": s.alpha, "beta": s.beta} for s in result.steps]
+    prompts = [
+        {**_named(s), "neutral": s.prompt.neutral, "alpha": s.alpha, "beta": s.beta, "resolutions": s.resolutions}
+        for s in result.steps
+    ]
     return {
         "out": str(out),
         "method": request["method"],
@@ -242,7 +259,10 @@ def _named(step: Step) -> dict[str, Any]:
 
 def _grid_record(editor: Editor, grid: Grid, out: Path, method: str) -> dict[str, Any]:
     """The JSON of a sheet."""
-    rows = [{**_named(row.step), "beta": row.step.beta, "channels": row.channels} for row in grid.rows]
+    rows = [
+        {**_named(row.step), "beta": row.step.beta, "resolutions": row.step.resolutions, "channels": row.channels}
+        for row in grid.rows
+    ]
     size = list(grid.image.size)
     return {
         "out": str(out),
@@ -281,4 +301,6 @@ def _report(record: dict[str, Any], as_json: bool) -> None:
 
 def _term(prompt: dict[str, Any]) -> str:
     beta = "" if prompt["beta"] is None else f" beta {prompt['beta']:g}"
-    return f"{prompt['name'] if prompt['kind'] == 'direction' else prompt['target']} (alpha {prompt['alpha']:g}{beta})"
+    resolutions = f" resolutions {prompt['resolutions']}" if prompt["resolutions"] else ""
+    name = prompt["name"] if prompt["kind"] == "direction" else prompt["target"]
+    return f"{name} (alpha {prompt['alpha']:g}{beta}{resolutions})"

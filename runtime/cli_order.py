@@ -54,7 +54,6 @@ def paired(
                 assigned[i] = value
         else:
             what = " or ".join(head.rstrip("s") for head in heads)
-            raise click.UsageError(
-                f"{len(values)} values of --{name.rstrip('s')} for {prompts} {heads[0]}: one has no {what}"
-            )
+            option = "resolutions" if name == "resolutions" else name.rstrip("s")
+            raise click.UsageError(f"{len(values)} values of --{option} for {prompts} {heads[0]}: one has no {what}")
     return [leading if value is None else value for value in assigned]

@@ -20,12 +20,12 @@ from .align_frame import Frame, Framing, settle
 from .align_landmarks import Finder, Landmarks
 from .align_models import open_finder
 from .model import Model, read_model
-from .moves import fused_mapper, mapped, moves, text_directions, unknown_words
+from .moves import fused_mapper, mapped, moves, prompt_directions, text_directions, unknown_words
 from .named import NamedDirections
 from .paste import change_mask, paste_crop, paste_mode
 from .prompts import STYLE_MAPPER, TextEncoder, cache_folder
 from .results import Clock, EditResult
-from .steps import Beta, Step, plan, settled, too_high
+from .steps import Beta, Step, plan
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -82,20 +82,22 @@ class Editor:
         align: bool | None = None,
         paste: bool | str = False,
         direction: str | Sequence[str] | None = None,
+        resolutions: str | Sequence[str | None] | None = None,
     ) -> EditResult:
         """Edit a photo towards a text, or along a named direction of the bundle.
 
         image: path, bytes, Pillow image or uint8 array. prompt: a name or text of the bundle, or free text; a sequence
-        combines several in one edit; None: the bundle's default. alpha: strength, 0 returns the inverted photo.
-        beta: threshold on a channel's relevance in 0..1, higher moves fewer channels, or "auto". neutral: the text that
-        the prompt is compared with. method: "global" (directions) or "mapper" (alpha is its strength). None: the values
+        combines several in one edit; None: the bundle's default. alpha: strength, 0 returns the inverted photo. beta:
+        threshold on a channel's relevance in 0..1, higher moves fewer channels, or "auto". neutral: the text that the
+        prompt is compared with. method: "global" (directions) or "mapper" (alpha is its strength). None: the values
         recommended for the prompt. direction: one or several of `directions_named`, alone or after the prompts, whose
-        alphas and betas theirs follow. landmarks, face, align: where the face is, see `framing`. paste: True also gives
-        the whole photo with what the edit changed in it, "crop" with the whole crop. Raises ImageError, InputError,
-        BundleError, EngineError, MissingDependency.
+        alphas and betas theirs follow. resolutions: of the layers that may move, "32-", "8-16" or "all"; not of a
+        mapper. landmarks, face, align: where the face is, see `framing`. paste: True also gives the whole photo with
+        what the edit changed in it, "crop" with the whole crop. Raises ImageError, InputError, BundleError,
+        EngineError, MissingDependency.
         """
         clock = Clock()
-        steps, mode = plan(self.model, prompt, alpha, beta, neutral, method, direction), paste_mode(paste)
+        steps, mode = plan(self.model, prompt, alpha, beta, neutral, method, direction, resolutions), paste_mode(paste)
         framing = self.framing(landmarks, face, align)
         photo = self._decode(image, framing, whole=mode is not None)
         clock.lap("decode")
@@ -125,13 +127,14 @@ class Editor:
         method: str = "global",
         *,
         direction: str | Sequence[str] | None = None,
+        resolutions: str | Sequence[str | None] | None = None,
     ) -> EditResult:
         """The same from latents in place of a photo: w [1, L, W] float32 (of `invert` or `sample`), or styles s [1, S].
 
         Styles are what `optimize --space s` and `load_styles` give; a mapper needs w and refuses them.
         """
         clock = Clock()
-        steps = plan(self.model, prompt, alpha, beta, neutral, method, direction)
+        steps = plan(self.model, prompt, alpha, beta, neutral, method, direction, resolutions)
         face = self.checked_face(face, method)
         result = (self._map if method == "mapper" else self._direct)(face, steps, clock)
         clock.total()
@@ -144,21 +147,21 @@ class Editor:
         beta: Beta | None = None,
         neutral: str | None = None,
         method: str = "global",
-        negligible: float = 0.0,
         *,
         direction: str | None = None,
+        resolutions: str | None = None,
     ) -> Slider:
         """An edit whose strength is open: `.at(alpha)` for each step of a slider, `.grid(alphas)` for several at once.
 
         image: a photo as for `edit`, or latents as for `edit_latents`, along a prompt or a named direction. What lies
-        below the first layer that it moves is computed once (the bundle must have been exported with sliders).
-        negligible: share of the direction's squared length that may be left out to start higher; 0: nothing.
+        below the first layer that it moves is computed once (the bundle must have been exported with sliders);
+        `resolutions` says where it may move, and a range that starts higher makes the steps shorter.
         """
         from .slider import make_slider
 
         latents = isinstance(image, np.ndarray) and image.dtype.kind == "f"
         face = self.checked_face(image, method) if latents else self.invert(self.photo(image))  # type: ignore[arg-type]
-        return make_slider(self, face, prompt, beta, neutral, method, negligible, direction)
+        return make_slider(self, face, prompt, beta, neutral, method, direction, resolutions)
 
     # The two methods -------------------------------------------------------------------------------------------------
 
@@ -170,13 +173,17 @@ class Editor:
         steps, delta_s = moves(self, steps, delta_t)  # [P, S]
         clock.lap("direction")
         alpha = np.array([step.alpha for step in steps], dtype=np.float32)  # [P]
-        if w is not None and len(steps) == len(delta_t) == 1 and "edit_global" in self.bundle.graphs:
+        if w is not None and len(steps) == len(delta_t) == 1 and self._fused(steps[0]):
             beta = np.array([step.beta for step in steps], dtype=np.float32)
             image_u8 = self.bundle.run("edit_global", w=w, delta_t=delta_t, alpha=alpha, beta=beta)["image_u8"]
         else:
             image_u8 = self.synthesize(self.styles_of(face) + alpha @ delta_s)
         clock.lap("synthesize")
         return self._result(w, image_u8, delta_s, steps, clock, unknown_words(self, steps))
+
+    def _fused(self, step: Step) -> bool:
+        """Whether one graph makes the whole edit; it moves all layers."""
+        return step.resolutions is None and "edit_global" in self.bundle.graphs
 
     def _map(self, w: F32, steps: tuple[Step, ...], clock: Clock) -> EditResult:
         """Latent mappers (paper, section 5): w' = w + sum of strength * mapper(w); those of style space move s."""
@@ -281,15 +288,7 @@ class Editor:
 
     def directions(self, steps: tuple[Step, ...], delta_t: F32) -> tuple[tuple[Step, ...], F32]:
         """Directions delta_s [P, S] of P prompts; "auto" thresholds resolved. InputError where beta leaves none."""
-        asked = [0.0 if step.beta == "auto" else step.beta for step in steps]
-        out = self.bundle.run("direction", delta_t=delta_t, beta=np.array(asked, dtype=np.float32))
-        if any(step.beta == "auto" for step in steps):
-            steps = tuple(settled(step, r) for step, r in zip(steps, out["relevance"], strict=True))
-            return self.directions(steps, delta_t)
-        for step, r, delta_s in zip(steps, out["relevance"], out["delta_s"], strict=True):
-            if not delta_s.any():
-                raise InputError(too_high(step, r))
-        return steps, out["delta_s"]
+        return prompt_directions(self, steps, delta_t)
 
     def identity(self, a: Image.Image, b: Image.Image) -> float | None:
         """Cosine of the identity embeddings of two pictures, in -1..1; None if the bundle cannot identify."""

@@ -83,6 +83,20 @@ def direction(delta_i_c: ArrayLike, delta_t: ArrayLike, beta: ArrayLike, sigma: 
     return _floating(sigma) * d
 
 
+def within(delta_s: ArrayLike, r: ArrayLike, beta: float, mask: NDArray[np.bool_]) -> Array:
+    """What `direction` gives for a table whose rows outside `mask` are zero, from what it gives for the whole table.
+
+    delta_s: [S], of relevances r [S] and the threshold beta; mask: [S]. The largest relevance that is left moves its
+    channel by a whole sigma. Returns [S]; zeros where nothing is left.
+    """
+    delta_s, r = _floating(delta_s), _floating(r)
+    kept = np.where(np.abs(r) >= r.dtype.type(beta), np.abs(r), 0)
+    left = kept[mask].max(initial=0)
+    if not left > 0:
+        return np.zeros_like(delta_s)
+    return np.where(mask, delta_s * delta_s.dtype.type(kept.max() / left), 0).astype(delta_s.dtype)
+
+
 def apply(s: ArrayLike, delta_s: ArrayLike, alpha: float) -> Array:
     """s' = s + alpha * delta_s; alpha = 0 returns s unchanged. s, delta_s: [..., S]; alpha: any sign."""
     s = np.asarray(s)

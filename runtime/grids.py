@@ -46,13 +46,16 @@ def beta_grid(
     betas: Sequence[Beta] | None = None,
     neutral: str | None = None,
     direction: str | None = None,
+    resolutions: str | None = None,
 ) -> Grid:
     """Figure 6: one prompt (or named direction) on latents w [1, L, W] or s [1, S]; alpha left to right, beta down.
 
     betas: None takes half, one, one and a half and two times the recommended threshold. Raises InputError if no beta
     leaves a channel.
     """
-    step = plan(editor.model, prompt, None, betas[0] if betas else None, neutral, direction=direction)[0]
+    step = plan(
+        editor.model, prompt, None, betas[0] if betas else None, neutral, direction=direction, resolutions=resolutions
+    )[0]
     delta_t = text_directions(editor, (step,))
     steps = _beta_steps(editor, step, delta_t, betas)
     alphas = _checked(alphas, len(steps))
@@ -84,12 +87,13 @@ def prompt_grid(
     neutrals: Sequence[str | None] | str | None = None,
     method: str = "global",
     directions: Sequence[str] | None = None,
+    resolutions: Sequence[str | None] | str | None = None,
 ) -> Grid:
     """Prompts, then named directions, from top to bottom, alpha (or a mapper's strength) from left to right.
 
     On latents w [1, L, W], or styles s [1, S], which no mapper takes.
     """
-    steps = plan(editor.model, prompts, None, betas, neutrals, method, directions)
+    steps = plan(editor.model, prompts, None, betas, neutrals, method, directions, resolutions)
     alphas = _checked(alphas, len(steps))
     if method == "mapper":
         rows = tuple(_mapped_row(editor, step, editor.checked_face(face, method), alphas) for step in steps)

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from ..engines.errors import BundleError
+from ..engines.errors import BundleError, InputError
+from .resolutions import checked_resolutions
 from .templates import STYLECLIP_TEMPLATES
 
 T = TypeVar("T")
@@ -26,6 +27,12 @@ class StyleLayer:
     offset: int
     channels: int
 
+    @property
+    def resolution(self) -> int:
+        """Pixels of the layer's block: 32 for "b32.conv0"; 0 for a name of another form."""
+        side = self.name.partition(".")[0][1:]
+        return int(side) if side.isdecimal() else 0
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -43,7 +50,10 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt of the bundle: the pair of texts, and the settings that were measured to work for it."""
+    """A prompt of the bundle: the pair of texts, and the settings that were measured to work for it.
+
+    resolutions: of the layers that its direction moves, see `resolutions.py`; None: all.
+    """
 
     name: str
     target: str
@@ -52,6 +62,7 @@ class Prompt:
     beta: float | None = None
     mapper: str | None = None
     strength: float = 1.0
+    resolutions: str | None = None
 
     @property
     def label(self) -> str:
@@ -194,6 +205,7 @@ def _prompt(name: str, entry: Any) -> Prompt:
         beta=beta,
         mapper=str(mapper) if mapper else None,
         strength=1.0 if strength is None else strength,
+        resolutions=_if_there(entry, "resolutions", lambda: _range(entry, "resolutions", where)),
     )
 
 
@@ -238,6 +250,13 @@ def _table(table: Mapping[str, Any], key: str, default: Mapping[str, Any] | None
 
 def _text(table: Mapping[str, Any], key: str, where: str = "") -> str:
     return str(_field(table, key, lambda v: isinstance(v, str) and bool(v), "a text", where))
+
+
+def _range(table: Mapping[str, Any], key: str, where: str) -> str | None:
+    try:
+        return checked_resolutions(table[key])
+    except InputError as error:
+        raise BundleError(f"bundle.json: {where}.{key}: {error}. Export the bundle again.") from None
 
 
 def _shape(table: Mapping[str, Any], key: str) -> tuple[int, int]:

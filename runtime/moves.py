@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ..engines.errors import InputError
+from . import edits
 from .model import Direction, Model, Prompt
 from .prompts import mapper_graph
-from .steps import Step
+from .resolutions import resolution_mask
+from .steps import Step, settled, too_high
 
 if TYPE_CHECKING:
     from .editor import Editor
@@ -44,6 +47,31 @@ def moves(editor: Editor, steps: Steps, delta_t: F32 | None = None) -> tuple[Ste
     found = iter(zip(*editor.directions(prompts, delta_t), strict=True) if prompts else ())
     pairs = [editor.named.step(step) if isinstance(step.prompt, Direction) else next(found) for step in steps]
     return tuple(step for step, _ in pairs), np.stack([delta_s for _, delta_s in pairs])
+
+
+def prompt_directions(editor: Editor, steps: Steps, delta_t: F32) -> tuple[Steps, F32]:
+    """(steps with "auto" thresholds resolved, delta_s [P, S]) of P prompts; delta_t [P, E].
+
+    Raises InputError where a threshold, or the layers that may move, leave no channel.
+    """
+    asked = [float(step.beta) if step.beta not in (None, "auto") else 0.0 for step in steps]
+    out = editor.bundle.run("direction", delta_t=delta_t, beta=np.array(asked, dtype=np.float32))
+    relevance, delta_s = list(out["relevance"]), list(out["delta_s"])
+    for i, step in enumerate(steps):
+        if step.resolutions is not None:
+            mask = resolution_mask(editor.model, step.resolutions)
+            delta_s[i] = edits.within(delta_s[i], relevance[i], asked[i], mask)
+            relevance[i] = np.where(mask, relevance[i], np.float32(0))
+            if not relevance[i].any():
+                where = f"resolutions {step.resolutions}"
+                raise InputError(f"no style channel in {where} answers to {step.prompt.label!r}; widen the range")
+    if any(step.beta == "auto" for step in steps):
+        steps = tuple(settled(step, r) for step, r in zip(steps, relevance, strict=True))
+        return prompt_directions(editor, steps, delta_t)
+    for step, r, moved in zip(steps, relevance, delta_s, strict=True):
+        if not moved.any():
+            raise InputError(too_high(step, r))
+    return steps, np.stack(delta_s)
 
 
 def mapped(editor: Editor, steps: Steps, w: F32, s: F32) -> tuple[Steps, list[F32]]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ..engines.errors import BundleError, InputError
 from .model import Direction, Model
+from .resolutions import resolution_mask
 from .steps import Step, settled, too_high
 
 if TYPE_CHECKING:
@@ -33,15 +34,22 @@ class NamedDirections:
     def step(self, step: Step) -> tuple[Step, F32]:
         """(the step with an "auto" threshold resolved, its delta_s [S]) of a step whose `prompt` is a Direction.
 
-        Raises InputError where beta leaves no channel, BundleError for a table that is not what the manifest says.
+        Within the step's layers its channels move as they do in the whole direction.
+        Raises InputError where beta or the layers leave no channel, BundleError for a table that is not what the
+        manifest says.
         """
         direction = step.prompt
         if not isinstance(direction, Direction):
             raise InputError(f"{step.prompt.label!r} is a prompt, not a named direction")
-        delta_s = self._row(direction.row)
+        inside = resolution_mask(self._model, step.resolutions) if step.resolutions else np.bool_(True)
+        delta_s = np.where(inside, self._row(direction.row), np.float32(0))
+        if step.resolutions and not delta_s.any():
+            raise InputError(
+                f"the direction {direction.name!r} moves nothing in resolutions {step.resolutions}; widen the range"
+            )
         if direction.relevance_row is None:
             return step, delta_s
-        relevance = self._row(direction.relevance_row)
+        relevance = np.where(inside, self._row(direction.relevance_row), np.float32(0))
         step = settled(step, relevance)
         kept = np.abs(relevance) >= np.float32(step.beta or 0)  # type: ignore[arg-type]  # settled: a number
         if not delta_s[kept].any():

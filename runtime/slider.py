@@ -57,20 +57,15 @@ def multiply_adds(layer: StyleLayer, layers: Sequence[StyleLayer]) -> int:
     """Multiply-adds of a 3x3 layer for one picture (an up-sampling one counts its input pixels); 0 for toRGB."""
     block, _, part = layer.name.partition(".")
     outputs = next((other.channels for other in layers if other.name == f"{block}.torgb"), 0)
-    if part not in ("conv0", "conv1") or not block[1:].isdigit():
+    if part not in ("conv0", "conv1"):
         return 0
-    side = int(block[1:]) // (2 if part == "conv0" else 1)
+    side = layer.resolution // (2 if part == "conv0" else 1)
     return 9 * layer.channels * outputs * side * side
 
 
-def cut_below(found: Sequence[Cut], delta_s: F32, negligible: float = 0.0) -> Cut | None:
-    """The last cut under the first channel that `delta_s` [S] moves, None where there is none.
-
-    negligible: share of the squared length of delta_s that may lie below the cut, and is then not applied.
-    """
-    squares = np.cumsum(np.square(delta_s, dtype=np.float64))
-    allowed = negligible * squares[-1]
-    fitting = [cut for cut in found if cut.offset and squares[cut.offset - 1] <= allowed]
+def cut_below(found: Sequence[Cut], delta_s: F32) -> Cut | None:
+    """The last cut under the first channel that `delta_s` [S] moves, None where there is none."""
+    fitting = [cut for cut in found if cut.offset and not delta_s[: cut.offset].any()]
     return fitting[-1] if fitting else None
 
 
@@ -123,18 +118,15 @@ class Slider:
     Attributes:
         face: its latents, w [1, L, W] or styles s [1, S].
         step: the prompt, or named direction, with its recommended alpha and the beta in use.
-        delta_s: what alpha multiplies, [S]; under `negligible`, without the part that is not applied.
+        delta_s: what alpha multiplies, [S].
         channels: indices of the style channels that move.
         cut: where the pictures start from, None where every picture is a whole synthesis.
         saved: share of the synthesis' multiply-adds that a step does not repeat, 0 to 1.
     """
 
-    def __init__(self, editor: Editor, face: F32, step: Step, delta_s: F32, negligible: float = 0.0) -> None:
-        self.editor, self.face, self.step = editor, face, step
-        self.cut = cut_below(cuts(editor.model, editor.bundle.graphs), delta_s, negligible)
-        self.delta_s = delta_s.copy()
-        if self.cut is not None:
-            self.delta_s[: self.cut.offset] = 0
+    def __init__(self, editor: Editor, face: F32, step: Step, delta_s: F32) -> None:
+        self.editor, self.face, self.step, self.delta_s = editor, face, step, delta_s
+        self.cut = cut_below(cuts(editor.model, editor.bundle.graphs), delta_s)
         self.channels = edits.channels(self.delta_s)
         self.saved = 0.0 if self.cut is None else self.cut.saved
         self._s: F32 = editor.styles_of(face)
@@ -167,8 +159,7 @@ class Slider:
     def _first_resolution(self) -> int:
         """Resolution of the first layer that moves."""
         first = int(np.flatnonzero(self.delta_s)[0]) if self.delta_s.any() else 0
-        name = next(la.name for la in self.editor.model.layers if first < la.offset + la.channels)
-        return int(name.split(".")[0][1:])
+        return next(la.resolution for la in self.editor.model.layers if first < la.offset + la.channels)
 
 
 def make_slider(
@@ -178,15 +169,13 @@ def make_slider(
     beta: Beta | None = None,
     neutral: str | None = None,
     method: str = "global",
-    negligible: float = 0.0,
     direction: str | None = None,
+    resolutions: str | None = None,
 ) -> Slider:
     """A slider for latents w [1, L, W] or s [1, S]; see `Editor.slider`. Raises what an edit does."""
-    if not 0 <= negligible < 1:
-        raise InputError(f"negligible is {negligible!r}; expected a share from 0 to under 1, usually 0 to 0.05")
     if prompt is not None and direction is not None:
         raise InputError("a slider has one prompt or one named direction; `edit` takes both together")
-    steps = plan(editor.model, prompt, None, beta, neutral, method, direction)
+    steps = plan(editor.model, prompt, None, beta, neutral, method, direction, resolutions)
     if method == "mapper":
         w, s = face, editor.styles(face)
         steps, (delta,) = mapped(editor, steps, w, s)  # [1, L, W] or [1, S]
@@ -196,7 +185,7 @@ def make_slider(
         steps, delta_s = moves(editor, steps)
     if not np.isfinite(delta_s).all():
         raise BundleError("the bundle's direction is not finite; export the bundle again")
-    return Slider(editor, face, steps[0], delta_s[0], negligible)
+    return Slider(editor, face, steps[0], delta_s[0])
 
 
 def preview_size(editor: Editor) -> int:

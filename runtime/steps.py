@@ -14,6 +14,7 @@ from ..engines.errors import InputError
 from . import edits
 from .model import Direction, Model, Prompt
 from .prompts import resolve
+from .resolutions import checked_resolutions, resolution_mask
 
 Beta: TypeAlias = "float | Literal['auto']"
 
@@ -27,11 +28,13 @@ class Step:
     """One part of an edit: a prompt, or a direction that the bundle serves by name.
 
     alpha: strength, any sign; beta: threshold in 0..1 or "auto"; None for a mapper, or a direction that takes none.
+    resolutions: of the layers that may move, as `checked_resolutions` gives them; None: all.
     """
 
     prompt: Prompt | Direction
     alpha: float
     beta: Beta | None
+    resolutions: str | None = None
 
 
 def plan(
@@ -42,14 +45,16 @@ def plan(
     neutral: str | Sequence[str | None] | None = None,
     method: str = "global",
     direction: str | Sequence[str] | None = None,
+    resolutions: str | Sequence[str | None] | None = None,
 ) -> tuple[Step, ...]:
-    """One Step per prompt, then one per named direction. A single alpha, beta or neutral serves all that can use it.
+    """One Step per prompt, then one per named direction. A single alpha, beta, neutral or range of resolutions
+    serves all that can use it.
 
-    A sequence of alpha or beta has one for each step, of neutral one for each prompt. None takes what the bundle
-    recommends, else alpha 3 and beta "auto" for a prompt (strength 1 for a mapper), alpha 1 for a direction. Without a
-    prompt and a direction it is the bundle's default prompt.
-    Raises InputError for unknown methods and names, counts that differ, a threshold that a direction cannot use, and
-    values that are not finite or out of range.
+    A sequence of alpha, beta or resolutions has one for each step, of neutral one for each prompt. None takes what the
+    bundle recommends, else alpha 3, beta "auto" and all layers for a prompt (strength 1 for a mapper), alpha 1 for a
+    direction. Without a prompt and a direction it is the bundle's default prompt.
+    Raises InputError for unknown methods and names, counts that differ, a threshold that a direction cannot use,
+    resolutions with a mapper, and values that are not finite or out of range.
     """
     if method not in METHODS:
         raise InputError(f"unknown method {method!r}; expected one of {', '.join(METHODS)}")
@@ -62,8 +67,14 @@ def plan(
     neutrals = _each(neutral, len(texts), "neutral", "prompts")
     subjects = [resolve(model, text, words) for text, words in zip(texts, neutrals, strict=True)]
     parts: list[Prompt | Direction] = [*subjects, *(find(model, name) for name in names)]
-    columns = zip(parts, _each(alpha, len(parts), "alpha"), _betas(beta, parts), strict=True)
-    return tuple(_step(part, a, b, method) for part, a, b in columns)
+    columns = zip(
+        parts,
+        _each(alpha, len(parts), "alpha"),
+        _betas(beta, parts),
+        _each(resolutions, len(parts), "resolutions"),
+        strict=True,
+    )
+    return tuple(_within(model, _step(part, a, b, method), asked, method) for part, a, b, asked in columns)
 
 
 def find(model: Model, name: str) -> Direction:
@@ -72,6 +83,20 @@ def find(model: Model, name: str) -> Direction:
         return model.directions[name]
     there = ", ".join(model.directions) or "none; `train neighbours` makes some, and `export` takes them along"
     raise InputError(f"no direction {str(name)[:80]!r} in the bundle {model.name}; its directions: {there}")
+
+
+def _within(model: Model, step: Step, asked: str | None, method: str) -> Step:
+    """The step with its resolutions: those asked for, else those recommended; None where they are all there are."""
+    prompt = step.prompt
+    if isinstance(prompt, Prompt) and method == "mapper":
+        if asked is not None:
+            raise InputError(
+                f"the mapper of {prompt.name!r} moves the layers it was trained for; give resolutions with directions"
+            )
+        return step
+    recommended = prompt.resolutions if isinstance(prompt, Prompt) else None
+    resolutions = checked_resolutions(recommended if asked is None else asked)
+    return replace(step, resolutions=None if resolution_mask(model, resolutions).all() else resolutions)
 
 
 def _step(prompt: Prompt | Direction, alpha: float | None, beta: Beta | None, method: str) -> Step:
@@ -109,9 +134,10 @@ def settled(step: Step, relevance: NDArray[np.float32]) -> Step:
 def too_high(step: Step, relevance: NDArray[np.float32]) -> str:
     """The message for a beta that leaves no channel, with one that works."""
     largest = float(np.abs(relevance).max())
+    where = f" in resolutions {step.resolutions}" if step.resolutions else ""
     return (
-        f"beta {step.beta:g} leaves no channel for {step.prompt.label!r}: the largest relevance is {largest:.3g}. "
-        f"Use beta {edits.suggested_beta(relevance):g}, or auto"
+        f"beta {step.beta:g} leaves no channel for {step.prompt.label!r}{where}: the largest relevance is "
+        f"{largest:.3g}. Use beta {edits.suggested_beta(relevance):g}, or auto"
     )
 
 

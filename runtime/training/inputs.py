@@ -123,7 +123,9 @@ def pack_model(pack: Pack) -> Model:
         tokenizer_file=None,
         templates=tuple(pack.templates),
         prompts={
-            name: Prompt(name, p["target"], p["neutral"], p.get("alpha"), p.get("beta"))
+            name: Prompt(
+                name, p["target"], p["neutral"], p.get("alpha"), p.get("beta"), resolutions=p.get("resolutions")
+            )
             for name, p in pack.prompts.items()
         },
         default_prompt=None,

@@ -1,18 +1,19 @@
-"""Chooses a prompt's settings: a search over (target, neutral, alpha, beta) and over a mapper's strength, by outcome.
+"""Chooses a prompt's settings: texts, alpha, beta and resolutions of a direction, and the strength of a mapper.
 
-The text is part of what a user chooses, so it is chosen like alpha and beta are: on one set of faces. What is reported
-must come from another set.
+They are searched by the outcome on faces. The text is part of what a user chooses, so it is chosen like alpha and
+beta are: on one set of faces. What is reported must come from another set.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ...engines.errors import InputError
 from .. import edits
+from ..resolutions import lowest
 from .subject import Edited, Faces, Subject
 
 ALPHAS = (2.0, 3.0, 4.0, 5.0, 6.5, 8.0, 10.0)
@@ -21,18 +22,25 @@ STRENGTHS = (0.5, 0.7, 0.85, 1.0, 1.2, 1.5)
 HOPELESS = 0.18
 """Above this share of changed others, a larger alpha is not tried."""
 
+CUTS = 3
+"""Resolutions at most at which the layers are parted; on either side lies a range that is tried."""
+LOWEST_CUT = 16
+TIE = 0.01
+"""Of settings whose merits differ by less, the one that starts at the highest layer wins: its sliders are faster."""
+
 Texts = tuple[Sequence[str], Sequence[str]]
 """Target texts and neutral texts; every pair is tried."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One edit: a pair of texts and the two strengths."""
+    """One edit: a pair of texts, strength and threshold, and the layers that may move (None: all)."""
 
     target: str
     neutral: str
     alpha: float
     beta: float
+    resolutions: str | None = None
 
 
 def merit(edited: Edited, alpha: float) -> float:
@@ -48,7 +56,7 @@ def merit(edited: Edited, alpha: float) -> float:
 
 def try_setting(subject: Subject, prompt: str, lacking: Faces, setting: Setting) -> tuple[Edited, int]:
     """The outcome of a setting on faces that lack the target, and how many channels it moves."""
-    delta_s = subject.direction(setting.target, setting.neutral, setting.beta)
+    delta_s = subject.direction(setting.target, setting.neutral, setting.beta, setting.resolutions)
     edited = subject.compare(prompt, lacking, subject.edit(lacking, delta_s, setting.alpha))
     return edited, int(np.count_nonzero(delta_s))
 
@@ -65,15 +73,31 @@ def _thresholds(relevance: np.ndarray) -> list[float]:
     return kept or ([edits.suggested_beta(relevance)] if np.any(relevance) else [])
 
 
-def _coarse(subject: Subject, prompt: str, lacking: Faces, texts: Texts) -> Iterator[tuple[float, Setting]]:
+def ranges(resolutions: Sequence[int]) -> list[str]:
+    """Ranges of layers to try for a generator of these resolutions: above and below at most `CUTS` cuts.
+
+    >>> ranges([4, 8, 16, 32, 64])
+    ['16-', '-8', '32-', '-16']
+    """
+    cuts = [r for r in resolutions if LOWEST_CUT <= r < resolutions[-1]]
+    step = -(-len(cuts) // CUTS) or 1
+    return [text for cut in cuts[::step] for text in (f"{cut}-", f"-{cut // 2}")]
+
+
+def _coarse(
+    subject: Subject, prompt: str, lacking: Faces, texts: Texts, resolutions: str | None = None
+) -> Iterator[tuple[float, Setting]]:
     for target, neutral in ((t, n) for t in texts[0] for n in texts[1]):
-        for beta in _thresholds(subject.relevance(target, neutral)):
+        for beta in _thresholds(subject.relevance(target, neutral, resolutions)):
             for alpha in ALPHAS:
-                setting = Setting(target, neutral, alpha, beta)
+                setting = Setting(target, neutral, alpha, beta, resolutions)
                 edited, _ = try_setting(subject, prompt, lacking, setting)
                 yield merit(edited, alpha), setting
                 if edited.outcome.others_changed > HOPELESS:
                     break
+
+
+Ranked = list[tuple[float, Setting]]
 
 
 def choose(
@@ -81,10 +105,13 @@ def choose(
 ) -> Setting:
     """The best setting of a prompt: all candidates on a part of the faces, then the finalists on all of them.
 
+    Ranges of layers are tried with the texts that did best with all layers.
+
     Args:
         faces: the selection set; only the faces that lack the target are edited.
         texts: candidates of target and neutral text.
-        finalists: settings that are tried again on all faces, with alpha 15% lower and higher.
+        finalists: settings that are tried again on all faces, with alpha 15% lower and higher; and the best of each
+            range of layers that comes close.
     Raises:
         InputError: no face of the set lacks the target, or no channel answers to the texts.
     """
@@ -92,18 +119,38 @@ def choose(
     if not len(lacking):
         raise InputError(f"{prompt}: all {len(faces)} selection faces show the target already; give more faces")
     part = lacking.take(np.arange(min(coarse_faces, len(lacking))))
-    ranked = sorted(_coarse(subject, prompt, part, texts), key=lambda row: -row[0])
+    ranked = _best_first(_coarse(subject, prompt, part, texts))
     if not ranked:
         raise InputError(f"{prompt}: no style channel answers to {texts[0][0]!r}; give other texts")
-    best: tuple[float, Setting] | None = None
-    for _, setting in ranked[:finalists]:
-        for factor in (0.85, 1.0, 1.15):
-            tried = Setting(setting.target, setting.neutral, round(setting.alpha * factor, 2), setting.beta)
-            edited, _ = try_setting(subject, prompt, lacking, tried)
-            if best is None or merit(edited, tried.alpha) > best[0]:
-                best = (merit(edited, tried.alpha), tried)
-    assert best is not None
-    return best[1]
+    best = ranked[0][1]
+    for resolutions in ranges(subject.block_resolutions):
+        ranked += _coarse(subject, prompt, part, ([best.target], [best.neutral]), resolutions)
+    tried = [
+        (merit(try_setting(subject, prompt, lacking, setting)[0], setting.alpha), setting)
+        for finalist in _finalists(_best_first(ranked), finalists)
+        for setting in (replace(finalist, alpha=round(finalist.alpha * factor, 2)) for factor in (0.85, 1.0, 1.15))
+    ]
+    return _settled(tried)
+
+
+def _best_first(found: Iterable[tuple[float, Setting]]) -> Ranked:
+    return sorted(found, key=lambda row: -row[0])
+
+
+def _finalists(ranked: Ranked, count: int) -> list[Setting]:
+    """The first `count`, and the best of each range of layers whose merit is within two ties of the first."""
+    bests: dict[str | None, Setting] = {}
+    for found, setting in ranked:
+        if found > ranked[0][0] - 2 * TIE:
+            bests.setdefault(setting.resolutions, setting)
+    return list(dict.fromkeys([*(setting for _, setting in ranked[:count]), *bests.values()]))
+
+
+def _settled(tried: Ranked) -> Setting:
+    """The best; of those within a tie of it the one that starts at the highest layer, and of these the best."""
+    top = max(found for found, _ in tried)
+    near = [(lowest(setting.resolutions), found, setting) for found, setting in tried if found > top - TIE]
+    return max(near, key=lambda row: row[:2])[2]
 
 
 def choose_strength(subject: Subject, prompt: str, faces: Faces, mapper: str | None = None) -> float:

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import edits
+from ..resolutions import resolution_mask
 from .chunks import in_chunks
-from .inputs import default_psi
+from .inputs import default_psi, pack_model
 from .loop import device
 from .networks.mapper import LatentMapper, StyleSpaceMapper
 from .outcomes import NOBODY, Labels, Outcome, Scorer
@@ -87,6 +88,7 @@ class Subject:
         texts = PackTexts(pack)
         self.embed, self.pair = texts.embed, texts.pair
         self.psi = default_psi(pack)
+        self._model = pack_model(pack)
         self._table: F32 | None = None
 
     @property
@@ -100,16 +102,29 @@ class Subject:
         other._table = table
         return other
 
-    def direction(self, target: str, neutral: str, beta: float) -> F32:
-        """delta_s [S] of a pair of texts, by the reference maths of the runtime."""
+    def direction(self, target: str, neutral: str, beta: float, resolutions: str | None = None) -> F32:
+        """delta_s [S] of a pair of texts, by the reference maths of the runtime; `resolutions` as of an edit."""
         delta_t = edits.text_direction(self.embed(target).numpy(), self.embed(neutral).numpy())
         sigma = self.pack.statistics.s_std.numpy()
-        return edits.direction(self.directions, delta_t, beta, sigma).astype(np.float32)
+        return edits.direction(self._rows(resolutions), delta_t, beta, sigma).astype(np.float32)
 
-    def relevance(self, target: str, neutral: str) -> NDArray[np.floating]:
-        """Relevance of every style channel [S] to a pair of texts."""
+    def relevance(self, target: str, neutral: str, resolutions: str | None = None) -> NDArray[np.floating]:
+        """Relevance of every style channel [S] to a pair of texts; 0 outside `resolutions`."""
         delta_t = edits.text_direction(self.embed(target).numpy(), self.embed(neutral).numpy())
-        return edits.relevance(self.directions, delta_t)
+        return edits.relevance(self._rows(resolutions), delta_t)
+
+    def _rows(self, resolutions: str | None) -> F32:
+        """The table with zeros outside the layers."""
+        return self.directions if resolutions is None else self.directions * self.mask(resolutions)[:, None]
+
+    def mask(self, resolutions: str | None) -> NDArray[np.bool_]:
+        """True for the style channels [S] of a range of layers; see `resolutions.resolution_mask`."""
+        return resolution_mask(self._model, resolutions)
+
+    @property
+    def block_resolutions(self) -> tuple[int, ...]:
+        """Pixels of the generator's blocks, from the lowest."""
+        return tuple(sorted({layer.resolution for layer in self._model.layers}))
 
     def faces(self, count: int, seed: int) -> Faces:
         """`count` faces from the generator at the truncation of the pack's statistics."""

@@ -76,7 +76,7 @@ def test_a_faster_engine_makes_nothing_else_a_regression(old: Path, new) -> None
     ("kind", "changes", "rows"),
     [
         ("stage", {"p50_ms": "40"}, ["decode", "invert"]),
-        ("slider", {"gain": "0.9"}, ["purple-hair", "purple-hair, negligible 0.02"]),
+        ("slider", {"gain": "0.9"}, ["purple-hair", "purple-hair, all layers"]),
         ("slider-step", {"gain": "0.9"}, ["OpenVINO from b64.conv0"]),
         ("cold", {"p50_ms": "1200"}, ["edit"]),
         ("opening", {"p50_ms": "900"}, ["open and load the edit"]),
@@ -134,7 +134,7 @@ def test_worse_pictures_are_a_regression_even_when_fast(old: Path, new) -> None:
     assert not any(name.startswith("latency") for name in faults(compare(old, new(psnr_db=70.0), 0.1)))  # rounding
     found = faults(compare(old, new(psnr_db=40.0), 0.1))
     assert set(map(tuple, found.values())) == {("less accurate",)}
-    assert "slider / OpenVINO / purple-hair, negligible 0.02 / cpu / 1" in found
+    assert all(name.startswith("latency / ") for name in found)
 
 
 def test_times_are_compared_only_on_request(old: Path, new) -> None:

@@ -326,21 +326,22 @@ class Planned:
     """A subject whose outcome is a formula: the target wants alpha * kept channels = 12, others follow alpha."""
 
     neutral_wanted = "a face"
+    block_resolutions = (4, 8, 16, 32, 64)
+    directions = np.zeros((1, 1), np.float32)
 
     def __init__(self, pack: Pack) -> None:
         self.pack = pack
-
-    directions = np.zeros((1, 1), np.float32)
+        self.worth: dict[str | None, float] = {None: 1.0}  # of a range of resolutions; 0.5 for all others
 
     def lacking(self, prompt: str, faces: list) -> PlannedFaces:
         return PlannedFaces(20)
 
-    def relevance(self, target: str, neutral: str) -> np.ndarray:
+    def relevance(self, target: str, neutral: str, resolutions: str | None = None) -> np.ndarray:
         return np.array([0.5, 0.15, 0.1])
 
-    def direction(self, target: str, neutral: str, beta: float) -> np.ndarray:
+    def direction(self, target: str, neutral: str, beta: float, resolutions: str | None = None) -> np.ndarray:
         text = 1.0 if neutral == self.neutral_wanted else 0.5
-        return np.where(self.relevance(target, neutral) >= beta, text, 0.0)
+        return np.where(self.relevance(target, neutral) >= beta, text * self.worth.get(resolutions, 0.5), 0.0)
 
     def edit(self, faces: object, delta_s: np.ndarray, alpha: float) -> tuple:
         return (np.count_nonzero(delta_s), delta_s.max(), alpha)
@@ -378,6 +379,33 @@ def test_the_search_finds_the_planted_setting_and_text(planned: Planned, prompts
     assert entry["alpha"] * kept == pytest.approx(12, rel=0.2)
     assert entry["merit"]["global"] > 0.7
     assert "strength" not in entry
+
+
+@pytest.mark.parametrize(
+    ("worth", "chosen"),
+    [
+        ({None: 1.0}, None),
+        ({None: 0.8, "-8": 1.0, "16-": 0.9}, "-8"),
+        ({None: 1.0, "-16": 1.0, "16-": 1.0, "32-": 0.6}, "16-"),  # level: the one that starts highest
+        ({None: 1.0, "32-": 0.9}, None),
+    ],
+)
+def test_the_search_finds_the_planted_range(
+    planned: Planned, prompts: list, worth: dict, chosen: str | None, tmp_path: Path
+) -> None:
+    planned.worth = worth
+    found, _ = evaluate_recommend.recommend(planned, prompts[:1], PlannedFaces(30), mappers=False)
+    assert found["glasses"]["resolutions"] == chosen
+    kept = evaluate_recommend.kept_choice(planned.pack, tmp_path / "mine", prompts, faces=8)
+    written = load_pack(evaluate_recommend.write(planned.pack, tmp_path / "mine", found, {}, kept))
+    assert evaluate_methods.prompts_of(written, ["glasses"])[0].resolutions == chosen
+    assert evaluate_recommend.with_settings(prompts, found)[0].resolutions == chosen
+
+
+def test_ranges_lie_on_either_side_of_at_most_three_resolutions() -> None:
+    assert search.ranges((4, 8, 16, 32, 64)) == ["16-", "-8", "32-", "-16"]
+    assert search.ranges([2**k for k in range(2, 11)]) == ["16-", "-8", "64-", "-32", "256-", "-128"]
+    assert search.ranges((4, 8)) == search.ranges((4, 8, 16)) == []
 
 
 def test_thresholds_that_keep_the_same_channels_are_tried_once() -> None:

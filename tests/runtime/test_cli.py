@@ -61,6 +61,7 @@ def test_json_is_all_that_stdout_holds(run, photo_file):
             "neutral": "a face",
             "alpha": 3.0,
             "beta": 0.04,
+            "resolutions": None,
         }
     ]
     assert out["channels"] > 0

@@ -184,19 +184,18 @@ def test_without_the_graphs_every_step_is_a_whole_synthesis(tmp_path: Path, w: n
         made.preview(1)
 
 
-def test_negligible_channels_are_dropped_only_on_request(editor: Editor, bundle: LayeredBundle, w: np.ndarray) -> None:
-    bundle.delta_s[2], bundle.delta_s[24] = 0.1, 1.0  # 1 % of the squared length lies low
-    exact = editor.slider(w, "glasses")
-    assert exact.cut is None
-    assert list(exact.channels) == [2, 24]
-    rough = editor.slider(w, "glasses", negligible=0.02)
-    assert rough.cut is not None
-    assert rough.cut.layer == "b8.conv1"
-    assert list(rough.channels) == [24]
-    assert editor.slider(w, "glasses", negligible=0.009).cut is None
-    for share in (-0.1, 1.0):
-        with pytest.raises(InputError, match="negligible is"):
-            editor.slider(w, "glasses", negligible=share)
+def test_layers_that_start_higher_make_a_step_shorter(editor: Editor, bundle: LayeredBundle, w: np.ndarray) -> None:
+    bundle.delta_s[2], bundle.delta_s[24] = 1.0, 0.25
+    everything = editor.slider(w, "glasses")
+    assert everything.cut is None
+    assert list(everything.channels) == [2, 24]
+    upper = editor.slider(w, "glasses", resolutions="8-")
+    assert upper.cut is not None
+    assert upper.cut.layer == "b8.conv1"
+    assert list(upper.channels) == [24]
+    np.testing.assert_allclose(upper.delta_s[24], 1.0)  # the strongest that is left takes the whole strength
+    s = editor.styles(w) + np.float32(2) * upper.delta_s
+    assert same(upper.at(2), LayeredBundle.picture(bundle.fold(s, 0, S))[0])
 
 
 def test_a_mapper_slider_is_the_mapper_edit(editor: Editor, bundle: LayeredBundle, w: np.ndarray) -> None:

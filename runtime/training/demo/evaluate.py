@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +46,15 @@ class Effort:
 
 
 def direction_rows(subject: Subject, faces: Faces, chosen: Mapping[str, Setting]) -> list[Row]:
-    """Every prompt at its recommended setting, at alpha 3 beta 0.12, and over beta at the recommended alpha."""
+    """Every prompt at its recommended setting, at alpha 3 beta 0.12, and over beta at the recommended alpha.
+
+    All of them in the prompt's recommended layers, as `edit` does it.
+    """
     rows = []
     for prompt in tqdm(chosen, "directions", unit="prompt", disable=None):
         best, lacking = chosen[prompt], subject.lacking(prompt, faces)
-        tried = [("recommended", best), ("published", Setting(best.target, best.neutral, 3.0, 0.12))]
-        tried += [("sweep", Setting(best.target, best.neutral, best.alpha, beta)) for beta in SWEEP_BETAS]
+        tried = [("recommended", best), ("published", replace(best, alpha=3.0, beta=0.12))]
+        tried += [("sweep", replace(best, beta=beta)) for beta in SWEEP_BETAS]
         for kind, setting in tried:
             edited, channels = try_setting(subject, prompt, lacking, setting)
             rows.append({"prompt": prompt, "setting": kind, **asdict(setting), "channels": channels, **edited.shares()})
@@ -139,8 +142,8 @@ def recommended(subject: Subject, effort: Effort) -> tuple[dict[str, Setting], d
     known = {name: row for name, row in subject.pack.prompts.items() if name in TARGETS and row.get("alpha")}
     if known.keys() != TARGETS.keys():
         known = settings.choose_settings(subject, scale=effort.choice)
-    fields = ("target", "neutral", "alpha", "beta")
-    chosen = {name: Setting(**{key: known[name][key] for key in fields}) for name in TARGETS}
+    columns = [field.name for field in fields(Setting)]
+    chosen = {name: Setting(**{key: known[name][key] for key in columns if key in known[name]}) for name in TARGETS}
     recorded = {name: float(row["strength"]) for name, row in subject.pack.prompts.items() if row.get("mapper")}
     if recorded.keys() != set(subject.pack.mappers) & TARGETS.keys():
         recorded = settings.choose_strengths(subject, scale=effort.choice)
@@ -168,10 +171,14 @@ def _sheets(
 ) -> None:
     """Twelve reported faces under every edit, and samples beside renders."""
     first = faces.take(np.arange(min(12, len(faces))))
-    rows = {name: (s.target, s.neutral, s.alpha, s.beta) for name, s in chosen.items()}
-    edits = {n: subject.edit(first, subject.direction(t, u, b), a) for n, (t, u, a, b) in rows.items()}
+
+    def row(setting: Setting) -> Tensor:
+        delta_s = subject.direction(setting.target, setting.neutral, setting.beta, setting.resolutions)
+        return subject.edit(first, delta_s, setting.alpha)
+
+    edits = {name: row(setting) for name, setting in chosen.items()}
     contact.save(out / "toyfaces-directions.jpg", {"unedited": first.images, **edits})
-    published = {n: subject.edit(first, subject.direction(t, u, 0.12), 3.0) for n, (t, u, _, _) in rows.items()}
+    published = {name: row(replace(setting, alpha=3.0, beta=0.12)) for name, setting in chosen.items()}
     contact.save(out / "toyfaces-alpha3-beta0.12.jpg", {"unedited": first.images, **published})
     if mapped:
         images = {name: subject.map(first, name, strength) for name, strength in mapped.items()}
