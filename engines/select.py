@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -175,9 +175,17 @@ def _best(device: str, installed: list[str]) -> Choice:
 
 
 def _with_own_kernels(choice: Choice) -> Choice:
-    """Our own kernels in place of plain ONNX Runtime on the CPU, where they were built; a look at a file, no more."""
-    if choice.engine != "onnxruntime" or kernels.fault():
+    """Our own kernels in place of plain ONNX Runtime on the CPU, where they were built; a look at a file, no more.
+
+    Where they could be and are not (after an update of the package, too), the reason says so.
+    """
+    if choice.engine != "onnxruntime":
         return choice
+    fault = kernels.fault()
+    if fault:
+        missing = fault == kernels.NOT_BUILT and kernels.compiler()
+        advice = f"; `{kernels.MEND}` would build faster kernels for this CPU" if missing else ""
+        return replace(choice, reason=choice.reason + advice)
     return Choice(_OWN, "cpu", f"{choice.reason}; our own kernels are built here", fallback=True)
 
 

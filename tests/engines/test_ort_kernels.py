@@ -258,10 +258,15 @@ def test_the_row_of_info(monkeypatch):
     assert (row.usable, row.reason, row.mend) == (False, "it computes wrongly", "styleclip-rt kernels --rebuild")
 
 
-def test_where_they_were_not_built_nothing_is_different(no_card, monkeypatch, tmp_path, synthesis):
+def test_where_they_were_not_built_onnx_runtime_runs_and_the_reason_names_the_command(
+    no_card, monkeypatch, tmp_path, synthesis
+):
     monkeypatch.setenv("STYLECLIP_RT_HOME", str(tmp_path / "empty"))
     monkeypatch.setattr(kernels, "compiler", lambda: ["c++"])
-    assert select.choose() == select.Choice("onnxruntime", "cpu", "CUDA is not used: no card")
+    advice = "; `styleclip-rt kernels` would build faster kernels for this CPU"
+    assert select.choose() == select.Choice("onnxruntime", "cpu", f"CUDA is not used: no card{advice}")
+    assert select.choose("cpu").reason == f"the CPU was asked for{advice}"
+    assert select.choose("cpu", "onnxruntime").reason == "the CPU was asked for", "it was asked for by name"
     why = "its library is not built yet; run: styleclip-rt kernels"
     with pytest.raises(EngineUnavailable, match=f"ONNX Runtime with own kernels cannot be used: {why}$"):
         select.choose(engine="onnxruntime-kernels")
@@ -270,6 +275,8 @@ def test_where_they_were_not_built_nothing_is_different(no_card, monkeypatch, tm
     row = select._status("onnxruntime-kernels", "cpu")
     assert (row.usable, row.reason, row.mend) == (False, kernels.NOT_BUILT, "styleclip-rt kernels")
     assert not (tmp_path / "empty").exists()
+    monkeypatch.setattr(kernels, "compiler", list)
+    assert select.choose("cpu").reason == "the CPU was asked for", "nothing could build them"
 
 
 def test_without_onnx_runtime_its_row_names_it(monkeypatch):
