@@ -329,7 +329,7 @@ def test_the_kept_library_is_the_one_that_is_loaded(kernels_home):
 def test_a_machine_without_kernels_imports_nothing_for_them(tmp_path, monkeypatch):
     monkeypatch.setenv("STYLECLIP_RT_HOME", str(tmp_path))
     code = (
-        "import sys; from styleclip_rt.engines import select; before = set(sys.modules); "
+        "import shlex, shutil, sys; from styleclip_rt.engines import select; before = set(sys.modules); "
         "assert select.choose('cpu').engine == 'onnxruntime'; print(*(set(sys.modules) - before))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
