@@ -67,11 +67,12 @@ directions: $(VENV)/.demo
 	$(CLI) $(SCORE) --methods global --pack $(OUT)/directions-pack --out $(OUT)/directions
 
 # One thread for each worker. The fixtures that cost (exports) belong to a file, so a file stays with one worker; conftest.py
-# puts the files with slow tests first. Tests that assert a time run alone afterwards.
+# puts the files with slow tests first. Tests that assert a time run alone afterwards, from the files that have one: to
+# collect the others takes longer than to run these. The tests start a hundred processes: compiled sources are kept for them.
 test: $(VENV)/.test
-	OMP_NUM_THREADS=1 STYLECLIP_RT_THREADS=1 $(BIN)/python -m pytest -m 'not timing' \
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 STYLECLIP_RT_THREADS=1 $(BIN)/python -m pytest -m 'not timing' \
 		--numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=20
-	$(BIN)/python -m pytest -m timing
+	$(BIN)/python -m pytest -m timing $$(grep -rl --include='test_*.py' 'mark\.timing' tests)
 
 check: lint types layers test
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -21,8 +23,14 @@ from .graphs import Graph
 from .simplify import simplify
 from .weights import WeightFile, frozen_float32, known_gains
 
+try:
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+except ImportError:  # no public name: see `one_registry`
+    ONNXRegistry = None
+
 TRACE_BATCH = 3  # neither 0 nor 1, which the exporter would specialise
 OUTPUT = "output."
+MAKER = "from_torchlib"
 DTYPES = {"float32": onnx.TensorProto.FLOAT, "int64": onnx.TensorProto.INT64, "uint8": onnx.TensorProto.UINT8}
 
 
@@ -108,7 +116,7 @@ def onnx_from_module(graph: Graph, weights: WeightFile | None = None) -> onnx.Mo
         )
     feeds = tuple(trace_feed(spec) for spec in graph.inputs)
     batch = torch.export.Dim("N", min=1, max=1 << 16)
-    with quiet(), torch.no_grad():
+    with quiet(), one_registry(), torch.no_grad():
         program = torch.onnx.export(
             graph.module.eval(),
             feeds,
@@ -161,6 +169,32 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(level)
+
+
+@functools.cache
+def registry_of(make: Callable[..., Any], **options: Any) -> Any:
+    """The exporter's table of operators, made at the first call."""
+    return make(**options)
+
+
+@contextlib.contextmanager
+def one_registry() -> Iterator[None]:
+    """Has all graphs share one table of the exporter's operators.
+
+    The exporter makes it anew for every graph, from the source text of 500 functions: a second, which is a quarter of
+    the export of a small model. It takes no table from its caller, so the maker is replaced while the block runs. Where
+    torch has moved it, nothing is, and the export takes longer.
+    """
+    made = vars(ONNXRegistry).get(MAKER) if ONNXRegistry is not None else None
+    if not isinstance(made, classmethod):
+        yield
+        return
+    shared = functools.partial(registry_of, getattr(ONNXRegistry, MAKER))
+    setattr(ONNXRegistry, MAKER, staticmethod(shared))
+    try:
+        yield
+    finally:
+        setattr(ONNXRegistry, MAKER, made)
 
 
 def clean(model: onnx.ModelProto) -> onnx.ModelProto:

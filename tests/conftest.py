@@ -118,10 +118,13 @@ def build_with_rtx(rtx: Any) -> Callable[[Mapping[str, bytes]], dict[str, int]]:
     """A function of {name: ONNX bytes} that builds each with TensorRT-RTX and gives {name: bytes of its smaller plan}.
 
     Once with the free batch, in a profile for any, and once with the batch fixed in the graph. Graphs that differ in
-    names and weights alone, as those of two mappers, are built once.
+    names and weights alone, as those of two mappers, are built once in a session.
     """
     onnx = pytest.importorskip("onnx", reason="the batch is fixed with onnx, from the extra 'torch'")
     from styleclip_rt.engines.build import BuildOptions, plan_from_onnx
+
+    weights = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
+    built: dict[tuple[Any, ...], int] = {}
 
     def structure(graph: Any) -> tuple[Any, ...]:
         order: dict[str, int] = {}
@@ -130,16 +133,18 @@ def build_with_rtx(rtx: Any) -> Callable[[Mapping[str, bytes]], dict[str, int]]:
             return tuple(order.setdefault(name, len(order)) for name in names)
 
         ports = tuple(port.type.SerializeToString() for port in (*graph.input, *graph.output))
-        weights = tuple((tensor.data_type, *tensor.dims) for tensor in graph.initializer)
+        tensors = tuple(  # whole numbers are shapes and axes
+            (t.data_type, *t.dims, b"" if t.data_type in weights else onnx.numpy_helper.to_array(t).tobytes())
+            for t in graph.initializer
+        )
         named = values(value.name for value in (*graph.input, *graph.initializer))
         nodes = tuple(
             (node.op_type, *(a.SerializeToString() for a in node.attribute), values(node.input), values(node.output))
             for node in graph.node
         )
-        return named, ports, weights, nodes, values(port.name for port in graph.output)
+        return named, ports, tensors, nodes, values(port.name for port in graph.output)
 
     def build(models: Mapping[str, bytes]) -> dict[str, int]:
-        built: dict[tuple[Any, ...], int] = {}
         sizes = {}
         for name, data in models.items():
             model = onnx.load_from_string(data)

@@ -59,7 +59,7 @@ def test_block_runs(folder: Path, kind: str, body: str) -> None:
         check=False,
         timeout=300,
         stdin=subprocess.DEVNULL,
-        env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "2", "STYLECLIP_RT_HOME": str(folder / "home")},
+        env={**os.environ, "PATH": path, "STYLECLIP_RT_HOME": str(folder / "home")},
     )
     assert result.returncode == 0, f"{body}\n{result.stdout}\n{result.stderr}"
 

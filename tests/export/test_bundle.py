@@ -12,12 +12,13 @@ torch = pytest.importorskip("torch", reason="the PyTorch path needs the extra 't
 
 from styleclip_rt.engines.bundle import open_bundle  # noqa: E402
 from styleclip_rt.engines.errors import InputError, PackError, ToleranceError  # noqa: E402
-from styleclip_rt.export import verify  # noqa: E402
+from styleclip_rt.export import bundle_writer, verify  # noqa: E402
 from styleclip_rt.export.bundle_writer import Plan, export_bundle  # noqa: E402
 from styleclip_rt.export.graphs import GraphFactory, graph_list  # noqa: E402
 from styleclip_rt.export.prompts import make_plan  # noqa: E402
 from styleclip_rt.export.slider import slice_names  # noqa: E402
 from styleclip_rt.runtime import edits  # noqa: E402
+from styleclip_rt.runtime.training.needs import NEEDS  # noqa: E402
 from styleclip_rt.runtime.training.pack import load_pack  # noqa: E402
 
 GRAPHS = [
@@ -42,8 +43,22 @@ def pack(mini_pack):
 
 
 @pytest.fixture(scope="module")
-def report(pack, tmp_path_factory):
-    return export_bundle(pack, make_plan(pack, ["bob-cut"]), tmp_path_factory.mktemp("out") / "bundle")
+def loaded():
+    """{graph: networks that were loaded, besides the generator, when `report` checked it}."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def report(mini_pack, loaded, tmp_path_factory):
+    own, real = load_pack(mini_pack), bundle_writer.check_graph
+
+    def look(graph, path):
+        loaded[graph.name] = {part for part in ("inverter", "clip", "identity") if part in vars(own)}
+        return real(graph, path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bundle_writer, "check_graph", look)
+        return export_bundle(own, make_plan(own, ["bob-cut"]), tmp_path_factory.mktemp("out") / "bundle")
 
 
 @pytest.fixture(scope="module")
@@ -178,10 +193,18 @@ def test_the_editor_edits_with_the_bundle(report, tmp_path, monkeypatch):
         assert editor.edit(photo, "bob-cut", method="mapper").image.size == (32, 32)
 
 
+def test_networks_are_dropped_when_the_next_graph_does_not_need_them(report, loaded):
+    """At no graph is another network loaded than the generator and those that the graph is made from."""
+    assert list(loaded) == [row.spec.name for row in report.rows]
+    assert loaded["invert"] == {"inverter"}
+    assert loaded["identify"] == {"identity"}
+    assert loaded["encode_text"] == loaded["encode_image"] == {"clip"}
+    assert loaded["mapping"] == loaded["synthesize"] == set()
+    assert all(found <= set(NEEDS.get(name, ())) for name, found in loaded.items())
+
+
 def test_a_graph_out_of_tolerance_leaves_no_bundle(mini_pack, tmp_path, monkeypatch):
     """Weights that change after the trace are caught, and nothing appears."""
-    from styleclip_rt.export import bundle_writer
-
     pack = load_pack(mini_pack)
     real = bundle_writer.check_graph
 
@@ -197,8 +220,6 @@ def test_a_graph_out_of_tolerance_leaves_no_bundle(mini_pack, tmp_path, monkeypa
 
 
 def test_a_failed_export_keeps_the_older_bundle(write_part_pack, tmp_path, monkeypatch):
-    from styleclip_rt.export import bundle_writer
-
     pack = load_pack(write_part_pack(["directions"]))
     with pytest.raises(PackError, match="allows no graph"):
         export_bundle(pack, Plan("part"), tmp_path / "none")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -47,9 +46,8 @@ print("PEAK", 1024 * int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status"
 
 def peak_of(*arguments: object) -> int:
     """Largest resident size of a command, in bytes, in a process of its own."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
     command = [sys.executable, "-c", PEAK, *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=1500)
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1500)
     assert result.returncode == 0, result.stderr[-3000:]
     peak = int(result.stdout.rsplit("PEAK", 1)[1])
     print(f"{' '.join(map(str, arguments[:2]))}: at most {peak / 1e9:.2f} GB resident")  # shown by pytest -rP

@@ -10,13 +10,12 @@ torch = pytest.importorskip("torch", reason="the PyTorch path needs the extra 't
 from click.testing import CliRunner  # noqa: E402
 
 from styleclip_rt.engines.errors import InputError, StyleclipError  # noqa: E402
-from styleclip_rt.export import bundle_writer  # noqa: E402
 from styleclip_rt.export.bundle_writer import Plan, export_bundle  # noqa: E402
 from styleclip_rt.runtime.cli import cli  # noqa: E402
 from styleclip_rt.runtime.editor import Editor  # noqa: E402
 from styleclip_rt.runtime.training.needs import NEEDS, lacking  # noqa: E402
 from styleclip_rt.runtime.training.networks.stylegan2 import Generator, GeneratorConfig  # noqa: E402
-from styleclip_rt.runtime.training.pack import Pack, PackWriter, load_pack  # noqa: E402
+from styleclip_rt.runtime.training.pack import PackWriter, load_pack  # noqa: E402
 from styleclip_rt.runtime.training.pack_writer import Component  # noqa: E402
 
 GENERATOR = ("mapping", "style", "synthesize", "synthesize_u8")
@@ -81,24 +80,6 @@ def test_the_table_of_needs():
     assert lacking(["generator", "mapper/a"], ["a", "b"])["edit_mapper/b"] == ["mapper/b"]
     complete = {part for parts in NEEDS.values() for part in parts}
     assert not any(lacking(complete).values())
-
-
-def test_networks_are_dropped_when_the_next_graph_does_not_need_them(mini_pack, tmp_path, monkeypatch):
-    """At no graph is another network loaded than the generator and those that the graph is made from."""
-    seen = {}
-    real = bundle_writer.check_graph
-
-    def look(graph, path):
-        seen[graph.name] = {part for part in ("inverter", "clip", "identity") if part in vars(pack)}
-        return real(graph, path)
-
-    monkeypatch.setattr(bundle_writer, "check_graph", look)
-    pack: Pack = load_pack(mini_pack)
-    export_bundle(pack, Plan("mini", slider=False), tmp_path / "bundle")
-    assert seen["invert"] == {"inverter"}
-    assert seen["identify"] == {"identity"}
-    assert seen["encode_text"] == seen["encode_image"] == {"clip"}
-    assert seen["mapping"] == seen["synthesize"] == set()
 
 
 def test_weights_of_an_imported_pack_stay_exact_and_are_stored_once(tmp_path):

@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 torch = pytest.importorskip("torch", reason="the PyTorch path needs the extra 'torch'")
 
 from styleclip_rt.engines.spec import TensorSpec  # noqa: E402
+from styleclip_rt.export import onnx_writer  # noqa: E402
 from styleclip_rt.export.graphs import Graph, normal, together  # noqa: E402
 from styleclip_rt.export.onnx_writer import onnx_from_module  # noqa: E402
 from styleclip_rt.export.weights import WeightFile, factor, known_gains  # noqa: E402
@@ -31,6 +32,26 @@ def test_the_epsilon_of_pixel_norm_survives_export():
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     (y,) = session.run(None, {"x": np.zeros((2, 4), np.float32)})
     assert np.array_equal(y, np.zeros((2, 4)))
+
+
+def test_the_table_of_operators_is_made_once_and_torch_is_left_as_it_was():
+    maker = vars(onnx_writer.ONNXRegistry)["from_torchlib"]
+    port = TensorSpec("x", "float32", ("N", 4))
+    graph = Graph("g", Epsilon(), (port,), (TensorSpec("y", "float32", ("N", 4)),), together(normal(4)))
+    first, before = onnx_from_module(graph), onnx_writer.registry_of.cache_info()
+    assert onnx_from_module(graph) == first
+    after = onnx_writer.registry_of.cache_info()
+    assert (after.misses, after.hits) == (before.misses, before.hits + 1)
+    assert vars(onnx_writer.ONNXRegistry)["from_torchlib"] is maker
+
+    def fail():
+        with onnx_writer.one_registry():
+            assert vars(onnx_writer.ONNXRegistry)["from_torchlib"] is not maker
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert vars(onnx_writer.ONNXRegistry)["from_torchlib"] is maker
 
 
 class Clash(torch.nn.Module):

@@ -87,10 +87,11 @@ def test_other_towers_as_engines(tmp_path, config):
 def test_vit_b_32_at_full_size(tmp_path):
     """OpenAI's archive with random weights: exported, checked, each weight stored once and as the file's float16."""
     sizes = openai.Sizes(512, 768, 12, 32, 224, None, 512, 12)
-    path = openai.write_archive(tmp_path / "ViT-B-32.pt", openai.random_state(sizes), sizes)
+    state = openai.random_state(sizes)
+    path = openai.write_archive(tmp_path / "ViT-B-32.pt", state, sizes)
     bundle, manifest = exported(path, tmp_path)
     assert manifest["model"]["clip"]["image_size"] == 224
     stored = (bundle / "graphs" / "weights.bin").stat().st_size
     assert stored < 1.05 * path.stat().st_size  # twice the matrices in float32, or two copies, would be far beyond
-    state = {name: value.float() for name, value in openai.halved(openai.random_state(sizes)).items()}
+    state = {name: value.float() for name, value in openai.halved(state).items()}
     assert_equal_to_the_maths(bundle, manifest, state, 224)
