@@ -106,7 +106,7 @@ def test_a_plain_convolution_computes_what_it_did(styled_graphs, runs, monkeypat
     model = styled_graphs.one_plain(size=sides, stride=stride, after=after, channels=(inputs, outputs))
     (expected,), (found,) = runs(model.SerializeToString(), random_feeds(batch))
     assert found.shape == expected.shape
-    assert np.abs(found - expected).max() < 1e-5 * max(1, np.abs(expected).max())
+    assert np.abs(found - expected).max() < 2e-5 * max(1, np.abs(expected).max())
     assert expected.std() > 0.1
 
 
@@ -118,7 +118,7 @@ def test_every_weight_of_a_plain_convolution_is_read(styled_graphs, runs, stride
     options = {"stride": stride, "stored": stored, "bias": bias, "channels": (128, 132)}
     model = styled_graphs.one_plain(size=(61, 63), **options)
     (expected,), (found,) = runs(model.SerializeToString(), random_feeds(1))
-    assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
+    assert np.abs(found - expected).max() < 2e-5 * np.abs(expected).max()
     assert 0.5 < expected.std() < 5
 
 
@@ -133,5 +133,5 @@ def test_the_number_of_threads_does_not_change_a_plain_convolution(styled_graphs
 @pytest.mark.parametrize("graph", ["invert", "identify"])
 def test_a_shipped_network_that_reads_images_computes_what_it_did(runs, root, graph):
     (expected,), (found,) = runs(root / f"{GRAPHS}/{graph}.onnx", random_feeds(2))
-    assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
+    assert np.abs(found - expected).max() < 2e-5 * np.abs(expected).max()
     assert expected.std() > 1e-2
