@@ -2,6 +2,7 @@
 
 Two layers of a synthesis and their RGB: one layer doubles maps of 32 px and the other does not, one weight is float32
 and the other float16 with a gain, noise and bias are one constant or two, one RGB is added to that of the size below.
+Two plain convolutions of an odd map: one of stride 1 with a gain and a slope by channel, one of stride 2 with a bias.
 """
 
 from __future__ import annotations
@@ -17,17 +18,20 @@ from .onnx_wire import varint
 SIDE, CHANNELS = 32, 8
 STYLES = ("s0", "s1", "s2", "s3")
 OUTPUTS = ("rgb0", "rgb1")
+PHOTO, FEATURES = (3, 61, 63), (128, 31, 32)
+"""Of the plain convolutions: what they read, and what they make, for which a kernel of ours pays."""
 _CODES = {"float32": FLOAT, "int64": INT64, "float16": FLOAT16}
 _FIR = np.outer([1, 3, 3, 1], [1, 3, 3, 1]) / 16
 
 
 def feeds(batch: int) -> dict[str, np.ndarray]:
-    """x [N,8,32,32], rgb [N,3,32,32], styles s0 to s3 [N,8] around 1; the same in every call."""
+    """x [N,8,32,32], rgb [N,3,32,32], photo [N,3,61,63], styles s0 to s3 [N,8] around 1; the same in every call."""
     rng = np.random.default_rng(batch)
     arrays = {name: 1 + 0.2 * rng.standard_normal((batch, CHANNELS)) for name in STYLES}
     arrays |= {
         "x": rng.standard_normal((batch, CHANNELS, SIDE, SIDE)),
         "rgb": rng.standard_normal((batch, 3, SIDE, SIDE)),
+        "photo": rng.standard_normal((batch, *PHOTO)),
     }
     return {name: array.astype(np.float32) for name, array in arrays.items()}
 
@@ -67,9 +71,30 @@ def _rgb(number: int, x: str, output: str) -> list[bytes]:
     ]
 
 
+def _plain() -> tuple[list[bytes], dict[str, np.ndarray]]:
+    """features = leaky_relu(conv(prelu(conv(photo)))), the second of stride 2, and their constants."""
+    rng, c = np.random.default_rng(1), FEATURES[0]
+    nodes = [
+        _node("Cast", ("w4.f16",), "w4.f32", to=FLOAT),
+        _node("Mul", ("w4.f32", "w4.gain"), "w4"),
+        _node("Conv", ("photo", "w4"), "c4", pads=(1, 1, 1, 1), kernel_shape=(3, 3)),
+        _node("PRelu", ("c4", "slope4"), "y4"),
+        _node("Conv", ("y4", "w5", "bias5"), "c5", pads=(1, 1, 1, 1), strides=(2, 2), kernel_shape=(3, 3)),
+        _node("LeakyRelu", ("c5",), "features", alpha=0.1),
+    ]
+    tensors: dict[str, np.ndarray] = {
+        "w4.f16": rng.standard_normal((c, PHOTO[0], 3, 3)).astype(np.float16),
+        "w4.gain": rng.uniform(0.1, 0.3, (c, 1, 1, 1)).astype(np.float32),
+        "slope4": rng.uniform(-0.5, 1.5, (c, 1, 1)).astype(np.float32),
+        "w5": rng.standard_normal((c, c, 3, 3)).astype(np.float32) / 32,
+        "bias5": rng.standard_normal(c).astype(np.float32),
+    }
+    return nodes, tensors
+
+
 @lru_cache(maxsize=1)
 def graph() -> bytes:
-    """The ONNX file, opset 18: x, rgb, s0 to s3 -> rgb0 and rgb1 [N,3,64,64]."""
+    """The ONNX file, opset 18: x, rgb, photo, s0 to s3 -> rgb0 and rgb1 [N,3,64,64], features [N,128,31,32]."""
     rng, c, double = np.random.default_rng(0), CHANNELS, 2 * SIDE
     tensors = {
         "axes": np.array([2, 3], np.int64),
@@ -107,11 +132,16 @@ def graph() -> bytes:
         _node("ConvTranspose", ("rgb", "fir3"), "t3", group=3, strides=(2, 2), pads=(1, 1, 1, 1), kernel_shape=(4, 4)),
         _node("Add", ("c3", "t3"), OUTPUTS[1]),
     ]
-    inputs = {"x": ("N", c, SIDE, SIDE), "rgb": ("N", 3, SIDE, SIDE), **dict.fromkeys(STYLES, ("N", c))}
+    others, constants = _plain()
+    nodes, tensors = nodes + others, tensors | constants
+    inputs: dict[str, tuple[int | str, ...]] = {"x": ("N", c, SIDE, SIDE), "rgb": ("N", 3, SIDE, SIDE)}
+    inputs |= {"photo": ("N", *PHOTO)}
+    inputs |= dict.fromkeys(STYLES, ("N", c))
+    outputs = {**dict.fromkeys(OUTPUTS, ("N", 3, double, double)), "features": ("N", *FEATURES)}
     parts = [_field(1, node) for node in nodes]
     parts += [_field(2, "trial"), *(_field(5, _tensor(name, np.asarray(a))) for name, a in tensors.items())]
     parts += [_field(11, _port(name, shape)) for name, shape in inputs.items()]
-    parts += [_field(12, _port(name, ("N", 3, double, double))) for name in OUTPUTS]
+    parts += [_field(12, _port(name, shape)) for name, shape in outputs.items()]
     return _field(1, 9) + _field(7, b"".join(parts)) + _field(8, _field(1, "") + _field(2, 18))
 
 

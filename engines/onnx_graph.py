@@ -46,6 +46,8 @@ _MAY_HOLD_GRAPHS = re.compile(b"[%s]" % bytes(tag | more for tag in (_GRAPH, _GR
 _TENSOR_NAME, _RAW_DATA, _EXTERNAL_DATA = _tags(8, 9, 13)  # of TensorProto
 _DATA_TYPE, _DATA_LOCATION = 2 << 3 | VARINT, 14 << 3 | VARINT
 _FIELD_DIMS, _FIELD_INT64_DATA = 1, 7
+_VALUE_TYPE, _TENSOR_TYPE, _SHAPE, _DIM = _tags(2, 1, 2, 1)  # of ValueInfoProto and what it holds, from the outside in
+_DIM_VALUE = 1 << 3 | VARINT
 _EXTERNAL = 1  # of TensorProto.DataLocation
 _TYPE_FLOAT, _TYPE_INT = 1, 2  # of AttributeProto.AttributeType
 FLOAT, INT64, FLOAT16 = 1, 7, 10
@@ -127,7 +129,7 @@ class Graph:
         self.nodes: list[Node] = []
         self.made_by: dict[str, Node] = {}
         self.outputs: list[str] = []
-        self._given: set[str] = set()
+        self._given: dict[str, memoryview] = {}
         self._initializers: list[memoryview] = []
         self._parts: list[Node | memoryview] = []
         for tag, value, start, end in fields(message):
@@ -143,7 +145,7 @@ class Graph:
             if tag == _INITIALIZER:
                 self._initializers.append(value)
             elif tag == _INPUT:
-                self._given.add(_text(value, _NAME))
+                self._given[_text(value, _NAME)] = value
             elif tag == _OUTPUT:
                 self.outputs.append(_text(value, _NAME))
         self.made_by.pop("", None)  # an output that a node leaves out
@@ -156,6 +158,23 @@ class Graph:
             Malformed, UnicodeDecodeError: one of them is none.
         """
         return {name: tensor for name, tensor in map(_tensor, self._initializers) if name not in self._given}
+
+    def input_dims(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of the inputs that are tensors of a known rank, 0 for a free size.
+
+        Raises:
+            Malformed: a type is none.
+        """
+        shapes = {
+            name: next(_within(port, _VALUE_TYPE, _TENSOR_TYPE, _SHAPE), None) for name, port in self._given.items()
+        }
+        return {
+            name: tuple(
+                next((v for tag, v, _, _ in fields(dim) if tag == _DIM_VALUE), 0) for dim in _within(shape, _DIM)
+            )
+            for name, shape in shapes.items()
+            if shape is not None
+        }
 
     @cached_property
     def _reads(self) -> Counter[str]:
@@ -302,6 +321,16 @@ def _tensor(message: memoryview) -> tuple[str, Tensor]:
         elif tag == _TENSOR_NAME:
             name = str(value, "utf-8")
     return name, Tensor(kind, tuple(dims), message)
+
+
+def _within(message: Buffer, wanted: int, *inside: int) -> Iterator[Buffer]:
+    """The messages of a field, or those that a field of theirs holds."""
+    for tag, value, _, _ in fields(message):
+        if tag == wanted:
+            if inside:
+                yield from _within(value, *inside)
+            else:
+                yield value
 
 
 def _text(message: Buffer, wanted: int) -> str:

@@ -1,7 +1,7 @@
 """A graph with the layers that the custom operators of ONNX Runtime run (`cpp/`), rewritten when it is opened.
 
-The ONNX file stays as it is, for every engine; the rewrite keeps the maths, and changes it by rounding alone. Two
-patterns of StyleGAN2 (Karras et al. 2020), in float32, become one node each:
+The ONNX file stays as it is, for every engine; the rewrite keeps the maths, and changes it by rounding alone. Plain
+convolutions are those of `ort_plain`. Two patterns of StyleGAN2 (Karras et al. 2020), in float32, become one node each:
 
 `StyledConv`: Mul(x, style) -> Conv 3x3, or ConvTranspose 3x3 of stride 2 -> Conv depthwise 4x4 -> Mul(demodulation)
 -> Add(noise and bias) -> LeakyRelu.
@@ -15,14 +15,14 @@ constants, or of which anybody else reads a value in between, is left as it is.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from .errors import BundleError
-from .onnx_graph import FLOAT, FLOAT16, Graph, Node, Value, message_field, new_node
+from .onnx_graph import FLOAT16, Graph, Node, message_field, new_node
+from .onnx_patterns import Constant, constant, fits, has_inputs, is_scalar, orders
 from .onnx_wire import BYTES, Malformed, Weights, fields, varint, with_bytes
+from .ort_plain import plain
 
 DOMAIN, VERSION = "styleclip_rt", 1
 """Of the operators."""
@@ -32,14 +32,10 @@ vectors that are partly empty it is no faster than ONNX Runtime's own."""
 
 _GRAPH, _OPSET, _FUNCTION = 7, 8, 25  # fields of ModelProto
 _OPSET_DOMAIN, _OPSET_VERSION = 1, 2  # of OperatorSetIdProto
-_USUAL: dict[str, dict[str, Value]] = {
-    "Conv": {"auto_pad": b"NOTSET", "dilations": (1, 1), "group": 1, "pads": (0, 0, 0, 0), "strides": (1, 1)}
-}
-_USUAL["ConvTranspose"] = _USUAL["Conv"] | {"output_padding": (0, 0)}
 
 
 def styled(model: Path | bytes) -> bytes | None:
-    """The graph with every styled layer that the kernels can run as one StyledConv / StyledRgb node; None without any.
+    """The graph with every layer for the kernels as one StyledConv, StyledRgb or PlainConv node; None without any.
 
     External tensors stay outside: their locations are still relative to the folder of the graph.
 
@@ -62,7 +58,7 @@ def _styled(message: memoryview, weights: Weights) -> bytes | None:
     if len(graphs) != 1:
         return None
     graph = Graph(graphs[0])
-    changed = _Forms(graph, weights).found()
+    changed = {**plain(graph, DOMAIN), **_Forms(graph, weights).found()}
     if not changed or not graph.is_regular():
         return None
     opset = message_field(_OPSET_DOMAIN, DOMAIN.encode()) + varint(_OPSET_VERSION << 3) + varint(VERSION)
@@ -71,14 +67,6 @@ def _styled(message: memoryview, weights: Weights) -> bytes | None:
 
 def _is_ours(opset: memoryview) -> bool:
     return any(tag == _OPSET_DOMAIN << 3 | BYTES and value == DOMAIN.encode() for tag, value, _, _ in fields(opset))
-
-
-class _Constant(NamedTuple):
-    """A float32 value of the graph that is a stored tensor times a gain."""
-
-    stored: str  # its initializer, float32, or float16 behind a Cast
-    gain: str  # a scalar, "" for none
-    dims: tuple[int, ...]
 
 
 class _Offset(NamedTuple):
@@ -98,7 +86,7 @@ class _Product(NamedTuple):
 
 class _Convolution(NamedTuple):
     first: Node  # the one that reads the styled input
-    weight: _Constant
+    weight: Constant
     inputs: int
     outputs: int
     fir: str
@@ -128,7 +116,7 @@ class _Forms:
 
     def _layer(self, relu: Node) -> Node | None:
         add = self.graph.inner(relu.inputs[0], "Add") if len(relu.inputs) == 1 else None
-        for offset_name, product_name in _orders(add) if add is not None else ():
+        for offset_name, product_name in orders(add) if add is not None else ():
             offset = self._offset(offset_name)
             if offset is None or not _sides_fit(offset, 1):  # most layers are too small, which costs least to see
                 continue
@@ -156,12 +144,12 @@ class _Forms:
         made_by, gain = self.graph.made_by, ""
         node = made_by.get(name)
         if node is not None and node.op == "Mul":
-            gain, name = next(((a, b) for a, b in _orders(node) if self._is_scalar(a)), ("", name))
+            gain, name = next(((a, b) for a, b in orders(node) if is_scalar(self.graph, a)), ("", name))
             node = made_by.get(name)
-        pairs = _orders(node) if node is not None and node.op == "Add" else iter([(name, "")])
+        pairs = orders(node) if node is not None and node.op == "Add" else iter([(name, "")])
         for noise_name, bias_name in pairs:
-            noise = self._constant(noise_name)
-            bias = self._constant(bias_name) if bias_name else None
+            noise = constant(self.graph, noise_name)
+            bias = constant(self.graph, bias_name) if bias_name else None
             if noise is None or len(noise.dims) not in (2, 3):
                 continue
             if bias_name and (bias is None or len(bias.dims) != 3 or bias.dims[1:] != (1, 1)):
@@ -174,8 +162,8 @@ class _Forms:
         """A convolution times a scalar and times a demodulation, in any order; either may be missing."""
         value = demod = ""
         while (node := self.graph.inner(name, "Mul")) is not None:
-            for factor, rest in _orders(node):
-                if not value and self._is_scalar(factor):
+            for factor, rest in orders(node):
+                if not value and is_scalar(self.graph, factor):
                     value, name = factor, rest
                 elif not demod and self._is_column(factor):
                     demod, name = factor, rest
@@ -189,20 +177,20 @@ class _Forms:
 
     def _convolution(self, conv: Node) -> _Convolution | None:
         """A plain 3x3 convolution, or a transposed one that ends in the depthwise filter `conv`; neither has a bias."""
-        if not _has_inputs(conv, 2):
+        if not has_inputs(conv, 2):
             return None
-        weight = self._constant(conv.inputs[1])
-        if weight is not None and len(weight.dims) == 4 and _fits(conv, 3, pads=(1, 1, 1, 1)):
+        weight = constant(self.graph, conv.inputs[1])
+        if weight is not None and len(weight.dims) == 4 and fits(conv, 3, pads=(1, 1, 1, 1)):
             outputs, inputs = weight.dims[:2]
             return _Convolution(conv, weight, inputs, outputs, "") if weight.dims[2:] == (3, 3) else None
         transposed = self.graph.inner(conv.inputs[0], "ConvTranspose")
-        if transposed is None or not _has_inputs(transposed, 2) or not _fits(transposed, 3, strides=(2, 2)):
+        if transposed is None or not has_inputs(transposed, 2) or not fits(transposed, 3, strides=(2, 2)):
             return None
-        weight = self._constant(transposed.inputs[1])
+        weight = constant(self.graph, transposed.inputs[1])
         if weight is None or len(weight.dims) != 4 or weight.dims[2:] != (3, 3):
             return None
         inputs, outputs = weight.dims[:2]
-        fir = self._fir(conv.inputs[1], outputs) if _fits(conv, 4, group=outputs, pads=(1, 1, 1, 1)) else ""
+        fir = self._fir(conv.inputs[1], outputs) if fits(conv, 4, group=outputs, pads=(1, 1, 1, 1)) else ""
         return _Convolution(transposed, weight, inputs, outputs, fir) if fir and self._is_one_filter(fir) else None
 
     # StyledRgb --------------------------------------------------------------------------------------------------------
@@ -212,12 +200,12 @@ class _Forms:
         return self._rgb_node(conv, inputs, "", "") if inputs is not None else None
 
     def _rgb_sum(self, add: Node) -> Node | None:
-        for conv_name, up_name in _orders(add):
+        for conv_name, up_name in orders(add):
             conv, up = self.graph.inner(conv_name, "Conv"), self.graph.inner(up_name, "ConvTranspose")
-            if conv is None or up is None or not _has_inputs(up, 2):
+            if conv is None or up is None or not has_inputs(up, 2):
                 continue
             inputs = self._rgb_inputs(conv)
-            if inputs is None or not _fits(up, 4, group=3, strides=(2, 2), pads=(1, 1, 1, 1)):
+            if inputs is None or not fits(up, 4, group=3, strides=(2, 2), pads=(1, 1, 1, 1)):
                 continue
             fir = self._fir(up.inputs[1], 3)
             if fir:
@@ -230,10 +218,10 @@ class _Forms:
 
     def _rgb_inputs(self, conv: Node) -> tuple[str, ...] | None:
         """(x, weight, style, bias, weight gain)."""
-        x, style = (self._source(conv) if _has_inputs(conv, 3) else None) or ("", "")
-        if x not in self.channels or not _fits(conv, 1):
+        x, style = (self._source(conv) if has_inputs(conv, 3) else None) or ("", "")
+        if x not in self.channels or not fits(conv, 1):
             return None
-        weight, bias = self._constant(conv.inputs[1]), self._constant(conv.inputs[2])
+        weight, bias = constant(self.graph, conv.inputs[1]), constant(self.graph, conv.inputs[2])
         if weight is None or bias is None or weight.dims != (3, self.channels[x], 1, 1) or bias.dims != (3,):
             return None
         return x, weight.stored, style, conv.inputs[2], weight.gain
@@ -245,37 +233,20 @@ class _Forms:
         product = self.graph.inner(conv.inputs[0], "Mul")
         if product is None:
             return None
-        return next(((x, style) for x, style in _orders(product) if self._is_column(style)), None)
+        return next(((x, style) for x, style in orders(product) if self._is_column(style)), None)
 
     def _is_column(self, name: str) -> bool:
         """Whether a value is [N, C, 1, 1]: an Unsqueeze by the axes 2 and 3, which a product of rank 4 leaves no rank
         but 4."""
         node = self.graph.made_by.get(name)
-        if node is None or node.op != "Unsqueeze" or not _has_inputs(node, 2):
+        if node is None or node.op != "Unsqueeze" or not has_inputs(node, 2):
             return False
         axes = self.graph.tensors.get(node.inputs[1])
         return axes is not None and axes.whole_numbers() == (2, 3)
 
-    def _is_scalar(self, name: str) -> bool:
-        tensor = self.graph.tensors.get(name)
-        return tensor is not None and tensor.kind == FLOAT and len(tensor.dims) < 5 and math.prod(tensor.dims) == 1
-
-    def _constant(self, name: str) -> _Constant | None:
-        node, gain = self.graph.made_by.get(name), ""
-        if node is not None and node.op == "Mul":
-            gain, name = next(((a, b) for a, b in _orders(node) if self._is_scalar(a)), ("", name))
-            node = self.graph.made_by.get(name)
-        kind = FLOAT
-        if node is not None:
-            if node.op != "Cast" or len(node.inputs) != 1 or node.attributes.get("to") != FLOAT:
-                return None
-            name, kind = node.inputs[0], FLOAT16
-        tensor = self.graph.tensors.get(name)
-        return _Constant(name, gain, tensor.dims) if tensor is not None and tensor.kind == kind else None
-
     def _fir(self, name: str, channels: int) -> str:
         """The initializer of a filter [channels, 1, 4, 4], else ""."""
-        found = self._constant(name)
+        found = constant(self.graph, name)
         return found.stored if found is not None and not found.gain and found.dims == (channels, 1, 4, 4) else ""
 
     def _is_one_filter(self, stored: str) -> bool:
@@ -287,24 +258,6 @@ class _Forms:
             return False  # whoever opens the graph says what is wrong with the file
         size = 16 * (2 if tensor.kind == FLOAT16 else 4)
         return data is not None and len(data) == tensor.dims[0] * size and data == bytes(data[:size]) * tensor.dims[0]
-
-
-def _orders(node: Node) -> Iterator[tuple[str, str]]:
-    """The operands of a Mul or an Add, in both orders."""
-    if len(node.inputs) == 2:
-        yield node.inputs[0], node.inputs[1]
-        yield node.inputs[1], node.inputs[0]
-
-
-def _has_inputs(node: Node, count: int) -> bool:
-    """Whether a node has so many inputs, not counting those left out at the end."""
-    return all(node.inputs[:count]) and len(node.inputs) >= count and not any(node.inputs[count:])
-
-
-def _fits(conv: Node, taps: int, **wanted: Value) -> bool:
-    """Whether a convolution has these attributes and the usual values of all others."""
-    usual = _USUAL[conv.op] | {"kernel_shape": (taps, taps)}
-    return {**usual, **conv.attributes} == {**usual, **wanted}
 
 
 def _sizes_fit(offset: _Offset, body: _Convolution) -> bool:

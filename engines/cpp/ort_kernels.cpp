@@ -7,17 +7,21 @@
 //   channel), weight gain.
 // StyledRgb: the branch to colours, see styled_rgb.h. Inputs, those after the weight optional: x [N, C, H, W],
 //   weight [3, C, 1, 1], style [N, C], bias [3], previous [N, 3, H / 2, W / 2], fir [3, 1, 4, 4], weight gain.
+// PlainConv: a 3x3 convolution with a border of 1, see plain_conv.h. Attributes: stride (1 or 2), slope (where none is
+//   given by channel; 1: no activation). Inputs, those after the weight optional: x [N, I, H, W], weight [O, I, 3, 3],
+//   weight gain (one, or O of them), bias [O], slope (one, or O of them).
 //
 // Weights and filters are constants, float32 or float16; everything else is float32. `style` and `demod` may have
 // further axes of size 1.
 
 #include <exception>
-#include <string>
 #include <utility>
 #include <vector>
 
 #include "ort_abi.h"
+#include "ort_call.h"
 #include "plain_calls.h"
+#include "plain_conv.h"
 #include "styled_conv.h"
 #include "styled_rgb.h"
 #include "styled_up.h"
@@ -25,122 +29,6 @@
 namespace {
 
 using namespace styleclip;
-
-struct Failure : std::exception {
-  std::string text;
-  explicit Failure(std::string t) : text(std::move(t)) {}
-  const char* what() const noexcept override { return text.c_str(); }
-};
-
-void expect(bool condition, const char* otherwise) {
-  if (!condition) throw Failure(otherwise);
-}
-
-struct Half {
-  uint16_t bits;
-  explicit operator float() const { return _cvtsh_ss(bits); }
-};
-
-// The functions of ONNX Runtime that are called; a status that is not null becomes a Failure.
-struct Api {
-  ort::Table table = nullptr;
-
-  ort::Status* status(const char* text) const {
-    constexpr int fail = 1;
-    return ort::function<ort::Status* (*)(int, const char*)>(table, ort::kCreateStatus)(fail, text);
-  }
-
-  template <typename... A>
-  void call(ort::Place place, A... arguments) const {
-    ort::Status* status = ort::function<ort::Status* (*)(A...)>(table, place)(arguments...);
-    if (status == nullptr) return;
-    ort::function<void (*)(ort::Status*)>(table, ort::kReleaseStatus)(status);
-    throw Failure("a call of ONNX Runtime failed (function " + std::to_string(place) + " of its table)");
-  }
-};
-
-struct Tensor {
-  const void* data = nullptr;
-  std::vector<int64_t> shape;
-  int type = 0;
-
-  explicit operator bool() const { return data != nullptr; }
-  const float* floats() const { return static_cast<const float*>(data); }
-  int64_t size() const {
-    int64_t n = 1;
-    for (const int64_t d : shape) n *= d;
-    return n;
-  }
-  float at(int64_t i) const {
-    return type == ort::kFloat16 ? static_cast<float>(static_cast<const Half*>(data)[i]) : floats()[i];
-  }
-};
-
-Tensor tensor_of(const Api& api, const ort::Value* value) {
-  Tensor t;
-  if (value == nullptr) return t;
-  ort::Shape* shape = nullptr;
-  api.call(ort::kGetTensorTypeAndShape, value, &shape);
-  const std::unique_ptr<ort::Shape, void (*)(ort::Shape*)> held(
-      shape, ort::function<void (*)(ort::Shape*)>(api.table, ort::kReleaseShape));
-  const ort::Shape* about = shape;
-  size_t rank = 0;
-  api.call(ort::kGetDimensionsCount, about, &rank);
-  t.shape.resize(rank);
-  api.call(ort::kGetDimensions, about, t.shape.data(), rank);
-  api.call(ort::kGetTensorElementType, about, &t.type);
-  void* data = nullptr;
-  api.call(ort::kGetTensorMutableData, const_cast<ort::Value*>(value), &data);
-  t.data = data;
-  return t;
-}
-
-// A constant input of a node; empty where it has none there, or it is computed.
-Tensor constant(const Api& api, const ort::KernelInfo* info, size_t index) {
-  int is_constant = 0;
-  const ort::Value* value = nullptr;
-  api.call(ort::kKernelInfoGetConstantInput, info, index, &is_constant, &value);
-  return is_constant ? tensor_of(api, value) : Tensor();
-}
-
-// What a run of a node takes and gives.
-struct Call {
-  const Api& api;
-  ort::KernelContext* context;
-
-  Tensor input(size_t index) const {
-    const ort::Value* value = nullptr;
-    api.call(ort::kKernelContextGetInput, static_cast<const ort::KernelContext*>(context), index, &value);
-    return tensor_of(api, value);
-  }
-
-  float* output(const std::vector<int64_t>& shape) const {
-    ort::Value* value = nullptr;
-    api.call(ort::kKernelContextGetOutput, context, size_t{0}, shape.data(), shape.size(), &value);
-    void* data = nullptr;
-    api.call(ort::kGetTensorMutableData, value, &data);
-    return static_cast<float*>(data);
-  }
-
-  // Every part of a job on the threads of the session, each by whoever is free.
-  template <typename Job>
-  void parallel(const Job& job) const {
-    void (*part)(void*, size_t) = [](void* user, size_t i) {
-      (*static_cast<const Job*>(user))(static_cast<int64_t>(i));
-    };
-    const auto parts = static_cast<size_t>(job.parts());
-    if (parts > 0)
-      api.call(ort::kKernelContextParallelFor, static_cast<const ort::KernelContext*>(context), part, parts, parts,
-               static_cast<void*>(const_cast<Job*>(&job)));
-  }
-};
-
-float scalar(const Tensor& t, float otherwise) { return t ? t.at(0) : otherwise; }
-
-const float* sized(const Tensor& t, int64_t size, const char* otherwise) {
-  expect(!t || t.size() == size, otherwise);
-  return t ? t.floats() : nullptr;
-}
 
 // StyledConv ----------------------------------------------------------------------------------------------------------
 
@@ -265,6 +153,64 @@ class StyledRgb {
   std::vector<float> weight_, fir_;
 };
 
+// PlainConv -----------------------------------------------------------------------------------------------------------
+
+class PlainConv {
+ public:
+  enum Input : size_t { kX, kWeight, kWeightGain, kBias, kSlope, kInputs };
+  static const char* name() { return "PlainConv"; }
+  static bool constant_input(size_t i) { return i == kWeight || i == kWeightGain; }
+
+  PlainConv(const Api& api, const ort::KernelInfo* info) {
+    int64_t stride = 1;
+    api.call(ort::kKernelInfoGetAttributeFloat, info, "slope", &slope_);
+    api.call(ort::kKernelInfoGetAttributeInt64, info, "stride", &stride);
+    const Tensor w = constant(api, info, kWeight), gain = constant(api, info, kWeightGain);
+    expect(w.shape.size() == 4 && w.shape[2] == 3 && w.shape[3] == 3 && w.shape[0] % kRows == 0,
+           "PlainConv: the weight is no constant [O,.,3,3] with O a multiple of 4");
+    expect(!gain || gain.size() == 1 || gain.size() == w.shape[0], "PlainConv: the weight gain does not fit");
+    expect(stride == 1 || stride == 2, "PlainConv: the stride is neither 1 nor 2");
+    for (int64_t o = 0; o < w.shape[0]; o++) scale_.push_back(gain ? gain.at(gain.size() == 1 ? 0 : o) : 1.f);
+    const auto make = [&](const auto* p) { filter_.make(p, w.shape[1], w.shape[0], stride); };
+    if (w.type == ort::kFloat16)
+      make(static_cast<const Half*>(w.data));
+    else
+      make(w.floats());
+  }
+
+  void run(const Call& call) const {
+    const Tensor x = call.input(kX), bias = call.input(kBias), slope = call.input(kSlope);
+    expect(x.shape.size() == 4 && x.shape[1] == filter_.in, "PlainConv: x does not have the weight's channels");
+    const int64_t n = x.shape[0], h = x.shape[2], w = x.shape[3], stride = filter_.stride;
+    const int64_t high = (h + stride - 1) / stride, wide = (w + stride - 1) / stride;
+    float* y = call.output({n, filter_.out, high, wide});
+    const std::vector<float> biases = each(bias, 0.f, "PlainConv: bias does not fit");
+    const std::vector<float> slopes = each(slope, slope_, "PlainConv: slope does not fit");
+    std::vector<PlainMap> maps;
+    for (int64_t k = 0; k < n; k++)
+      maps.push_back({x.floats() + k * filter_.in * h * w, y + k * filter_.out * high * wide, scale_.data(),
+                      biases.data(), slopes.data(), h, w});
+    const auto parallel = [&](const auto& job) { call.parallel(job); };
+    if (stride == 1)
+      run_plain<StrideOne>(filter_, maps, parallel);
+    else
+      run_plain<StrideTwo>(filter_, maps, parallel);
+  }
+
+ private:
+  // A value for each channel of the output, from a tensor of one for each, or of one for all, or none.
+  std::vector<float> each(const Tensor& t, float otherwise, const char* message) const {
+    expect(!t || t.size() == 1 || t.size() == filter_.out, message);
+    std::vector<float> values(static_cast<size_t>(filter_.out), t ? t.at(0) : otherwise);
+    for (int64_t o = 0; t && t.size() > 1 && o < filter_.out; o++) values[static_cast<size_t>(o)] = t.at(o);
+    return values;
+  }
+
+  PlainFilter filter_;
+  std::vector<float> scale_;
+  float slope_ = 1;
+};
+
 // How ONNX Runtime sees an operator -----------------------------------------------------------------------------------
 
 template <typename Op>
@@ -318,7 +264,8 @@ constexpr ort::CustomOp described() {
   return d;
 }
 
-const ort::CustomOp kStyledConv = described<StyledConv>(), kStyledRgb = described<StyledRgb>();
+const ort::CustomOp kStyledConv = described<StyledConv>(), kStyledRgb = described<StyledRgb>(),
+                    kPlainConv = described<PlainConv>();
 
 }  // namespace
 
@@ -330,7 +277,7 @@ extern "C" ort::Status* RegisterCustomOps(ort::SessionOptions* options, const or
     static ort::Domain* const domain = [&] {  // for the life of the process, as its operators are
       ort::Domain* made = nullptr;
       api.call(ort::kCreateCustomOpDomain, "styleclip_rt", &made);
-      for (const auto* op : {&kStyledConv, &kStyledRgb}) api.call(ort::kCustomOpDomainAdd, made, op);
+      for (const auto* op : {&kStyledConv, &kStyledRgb, &kPlainConv}) api.call(ort::kCustomOpDomainAdd, made, op);
       return made;
     }();
     api.call(ort::kAddCustomOpDomain, options, domain);

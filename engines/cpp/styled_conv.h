@@ -22,32 +22,53 @@ namespace styleclip {
 
 constexpr int64_t kTile = 4, kPoints = 36, kUnit = kTile * kLanes, kRows = 4;
 
-// The transformed weights of a layer: [36][out / 4][in][4].
+// The transformed weights of a layer, [36][out / 4][in][4]: G g G^T for the taps g of every pair of channels, at(o, i, k)
+// being tap k, and place(u, v) the place among the 36 of row u and column v. Those places lie far apart, often at
+// distances that share a line of the cache, so a few channels are gathered before they are stored.
+template <typename Place, typename At>
+Buffer transformed(const float (&G)[6][3], int64_t in, int64_t out, const Place& place, const At& at) {
+  constexpr int64_t few = 16;
+  Buffer taps = buffer(kPoints * in * out);
+  alignas(64) float kept[kPoints][few * kRows];
+  const auto row = [&](int u, const V& a, const V& b, const V& c) {
+    const V sum = _mm256_mul_ps(_mm256_set1_ps(G[u][0]), a);
+    return _mm256_fmadd_ps(_mm256_set1_ps(G[u][2]), c, _mm256_fmadd_ps(_mm256_set1_ps(G[u][1]), b, sum));
+  };
+  for (int64_t o = 0; o < out; o += kRows)
+    for (int64_t first = 0; first < in; first += few) {
+      const int64_t count = std::min(few, in - first);
+      for (int64_t i = 0; i < count; i += 2) {  // two channels to a vector
+        const int64_t a = first + i, b = std::min(a + 1, in - 1);
+        V g[9], half[6][3];
+        for (int k = 0; k < 9; k++)
+          g[k] = _mm256_setr_ps(at(o, a, k), at(o + 1, a, k), at(o + 2, a, k), at(o + 3, a, k), at(o, b, k),
+                                at(o + 1, b, k), at(o + 2, b, k), at(o + 3, b, k));
+        for (int u = 0; u < 6; u++)
+          for (int c = 0; c < 3; c++) half[u][c] = row(u, g[c], g[3 + c], g[6 + c]);
+        for (int u = 0; u < 6; u++)
+          for (int v = 0; v < 6; v++)
+            _mm256_store_ps(kept[place(u, v)] + i * kRows, row(v, half[u][0], half[u][1], half[u][2]));
+      }
+      for (int64_t p = 0; p < kPoints; p++)
+        std::copy_n(kept[p], count * kRows, taps.get() + (p * out + o) * in + first * kRows);
+    }
+  return taps;
+}
+
 struct Filter {
   int64_t in = 0, out = 0;
-  Buffer taps;
+  Buffer taps;  // see `transformed`
 
   // w [out, in, 3, 3] of any type that converts to float, times `gain`.
   template <typename T>
   void make(const T* w, float gain, int64_t inputs, int64_t outputs) {
-    in = inputs, out = outputs, taps = buffer(kPoints * in * out);
-    static constexpr float G[6][3] = {{6, 0, 0}, {-4, -4, -4}, {-4, 4, -4}, {1, 2, 4}, {1, -2, 4}, {0, 0, 24}};
-    float share[kPoints][9];
-    for (int p = 0; p < kPoints; p++)
-      for (int k = 0; k < 9; k++) share[p][k] = G[p / 6][k / 3] * G[p % 6][k % 3] / (24 * 24);
-    for (int64_t o = 0; o < out; o += kRows)
-      for (int64_t i = 0; i < in; i++) {
-        __m128 g[9];
-        for (int k = 0; k < 9; k++) {
-          const auto at = [&](int64_t r) { return gain * static_cast<float>(w[((o + r) * in + i) * 9 + k]); };
-          g[k] = _mm_setr_ps(at(0), at(1), at(2), at(3));
-        }
-        for (int64_t p = 0; p < kPoints; p++) {
-          __m128 sum = _mm_setzero_ps();
-          for (int k = 0; k < 9; k++) sum = _mm_fmadd_ps(_mm_set1_ps(share[p][k]), g[k], sum);
-          _mm_store_ps(taps.get() + (p * out + o) * in + i * kRows, sum);
-        }
-      }
+    in = inputs, out = outputs;
+    static constexpr float G[6][3] = {{1.f / 4, 0, 0}, {-1.f / 6, -1.f / 6, -1.f / 6}, {-1.f / 6, 1.f / 6, -1.f / 6},
+                                      {1.f / 24, 1.f / 12, 1.f / 6}, {1.f / 24, -1.f / 12, 1.f / 6}, {0, 0, 1}};
+    const auto place = [](int u, int v) { return u * 6 + v; };
+    taps = transformed(G, in, out, place, [&](int64_t o, int64_t i, int64_t k) {
+      return gain * static_cast<float>(w[(o * in + i) * 9 + k]);
+    });
   }
 };
 

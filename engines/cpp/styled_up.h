@@ -22,13 +22,23 @@ struct Products {
   int first, count, row_point, column_point;  // a point of 0 to 4, or -1 for odd places
 };
 
-constexpr int kSets = 36, kProducts = 81;
+constexpr int kSets = kPoints, kProducts = 81;
 
 inline Products products_of(int set) {
   if (set < 25) return {set, 1, set / 5, set % 5};
   if (set < 30) return {25 + (set - 25) * 4, 4, set - 25, -1};
   if (set < 35) return {45 + (set - 30) * 4, 4, -1, set - 30};
   return {65, 16, -1, -1};
+}
+
+// The weights of the 36 sets, see `transformed`; at(o, i, k) is tap k of the transposed convolution.
+template <typename At>
+Buffer transformed_sets(int64_t in, int64_t out, const At& at) {
+  // The five products of g = (w2, w0), and the one of w1: what each makes of the three taps.
+  static constexpr float G[6][3] = {{0, 0, 1.f / 2}, {-1.f / 2, 0, -1.f / 2}, {1.f / 6, 0, -1.f / 6},
+                                    {2.f / 6, 0, 1.f / 6}, {1, 0, 0}, {0, 1, 0}};
+  const auto place = [](int u, int v) { return u < 5 ? (v < 5 ? u * 5 + v : 25 + u) : 30 + v; };  // of `products_of`
+  return transformed(G, in, out, place, at);
 }
 
 struct UpFilter {
@@ -39,31 +49,11 @@ struct UpFilter {
   // w [in, out, 3, 3] of any type that converts to float, times `gain`; fir [4, 4]. False where it is no outer product.
   template <typename T>
   bool make(const T* w, float gain, const float fir[16], int64_t inputs, int64_t outputs) {
-    in = inputs, out = outputs, taps = buffer(kSets * in * out);
+    in = inputs, out = outputs;
     if (!separate(fir)) return false;
-    // The five products of g = (w2, w0), and the one of w1: what each makes of the three taps.
-    static constexpr float G[6][3] = {{0, 0, 1.f / 2}, {-1.f / 2, 0, -1.f / 2}, {1.f / 6, 0, -1.f / 6},
-                                      {2.f / 6, 0, 1.f / 6}, {1, 0, 0}, {0, 1, 0}};
-    float share[kSets][9];
-    for (int set = 0; set < kSets; set++) {
-      const Products of = products_of(set);
-      const float* rows = G[of.row_point < 0 ? 5 : of.row_point];
-      const float* columns = G[of.column_point < 0 ? 5 : of.column_point];
-      for (int k = 0; k < 9; k++) share[set][k] = rows[k / 3] * columns[k % 3];
-    }
-    for (int64_t o = 0; o < out; o += kRows)
-      for (int64_t i = 0; i < in; i++) {
-        __m128 g[9];
-        for (int k = 0; k < 9; k++) {
-          const auto at = [&](int64_t r) { return gain * static_cast<float>(w[(i * out + o + r) * 9 + k]); };
-          g[k] = _mm_setr_ps(at(0), at(1), at(2), at(3));
-        }
-        for (int64_t set = 0; set < kSets; set++) {
-          __m128 sum = _mm_setzero_ps();
-          for (int k = 0; k < 9; k++) sum = _mm_fmadd_ps(_mm_set1_ps(share[set][k]), g[k], sum);
-          _mm_store_ps(taps.get() + (set * out + o) * in + i * kRows, sum);
-        }
-      }
+    taps = transformed_sets(in, out, [&](int64_t o, int64_t i, int64_t k) {
+      return gain * static_cast<float>(w[(i * out + o) * 9 + k]);
+    });
     return true;
   }
 

@@ -1,4 +1,5 @@
-"""Graphs of styled layers of StyleGAN2, as the exporter writes them, in every form that it or its like may choose."""
+"""Graphs of styled layers of StyleGAN2 and of plain convolutions, as the exporter writes them, in every form that it or
+its like may choose."""
 
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ class Layers:
         return self.op("Unsqueeze", [given, "axes"], name)
 
     def weight(self, name, stored, *shape, swap=False):
-        """float32, or float16 behind a Cast, or that times a gain."""
+        """float32, or float16 behind a Cast, or that times a gain, or times one for each channel out ("gains")."""
         scale = 1 / math.sqrt(math.prod(shape) / min(shape[:2]))
         if stored == "float32":
             return self.normal(name, *shape, scale=scale)
@@ -45,7 +46,8 @@ class Layers:
         if stored == "float16":
             return self.op("Cast", [f"{name}.f16"], name, to=TensorProto.FLOAT)
         self.op("Cast", [f"{name}.f16"], f"{name}.f32", to=TensorProto.FLOAT)
-        return self.pair("Mul", swap, f"{name}.f32", self.constant(f"{name}.gain", 1.5), name)
+        gain = 1.5 if stored == "gain" else self.rng.uniform(0.5, 2, (shape[0], 1, 1, 1))
+        return self.pair("Mul", swap, f"{name}.f32", self.constant(f"{name}.gain", gain), name)
 
     def styled(
         self, x="x", y="y", up=False, stored="gain", offset="parts", swap=False, size=(32, 64), channels=(8, 12)
@@ -94,6 +96,18 @@ class Layers:
             self.pair("Add", swap, c, u, name)
         return name
 
+    def plain(self, x="x", y="y", stride=1, stored="gains", after="PRelu", bias=True, channels=(8, 16), swap=False):
+        """A convolution with a border of 1, and an activation after it, or ""."""
+        inputs, outputs = channels
+        given = [x, self.weight(f"{y}.w", stored, outputs, inputs, 3, 3, swap=swap)]
+        given += [self.normal(f"{y}.b", outputs)] * bias
+        self.op("Conv", given, f"{y}.c" if after else y, pads=[1] * 4, strides=[stride] * 2, kernel_shape=[3, 3])
+        if after == "PRelu":
+            self.op("PRelu", [f"{y}.c", self.normal(f"{y}.slope", outputs, 1, 1)], y)
+        elif after:
+            self.op(after, [f"{y}.c"], y, **({"alpha": 0.3} if after == "LeakyRelu" else {}))
+        return y
+
     def model(self):
         ins, outs = (
             [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in table.items()]
@@ -111,6 +125,16 @@ def one_layer(**options):
     half = 2 if options.get("up") else 1
     layers.inputs["x"] = ["N", inputs, height // half, width // half]
     layers.outputs["y"] = ["N", outputs, height, width]
+    return layers.model()
+
+
+def one_plain(size=(32, 40), **options):
+    """A graph of one plain convolution of a map of `size`, an onnx.ModelProto."""
+    layers = Layers()
+    layers.plain(**options)
+    inputs, outputs = options.get("channels", (8, 16))
+    layers.inputs["x"] = ["N", inputs, *size]
+    layers.outputs["y"] = ["N", outputs, None, None]
     return layers.model()
 
 

@@ -386,7 +386,7 @@ def test_all_layers_of_the_shipped_graphs_from_32_pixels_on(root, graph):
     stored = [tensor.name for tensor in onnx.load(path, load_external_data=False).graph.initializer]
     layers = ("b32_conv1.weight", "b64_conv0.up.weight", "b64_conv1.weight", "b32_torgb.weight", "b64_torgb.weight")
     expected = {name for name in stored for layer in layers if name.removesuffix(".f16").endswith(f".layers.{layer}")}
-    found = ours(onnx.load_from_string(styled(path)))
+    found = [node for node in ours(onnx.load_from_string(styled(path))) if node.op_type != "PlainConv"]
     assert {node.input[1] for node in found} == expected
     assert (
         len(found) == len(expected) == {"b64.conv0": 3, "b64.conv1": 2}.get(graph.removeprefix("synthesize_tail."), 5)
@@ -394,6 +394,6 @@ def test_all_layers_of_the_shipped_graphs_from_32_pixels_on(root, graph):
     assert all(bool(node.input[4]) for node in found if node.input[1].endswith("b64_torgb.weight"))
 
 
-@pytest.mark.parametrize("graph", ["invert", "encode_image", "mapping", "synthesize_head.b32.conv1"])
+@pytest.mark.parametrize("graph", ["encode_text", "mapping", "synthesize_head.b32.conv1"])
 def test_shipped_graphs_without_such_layers_stay(root, graph):
     assert styled(root / f"{GRAPHS}/{graph}.onnx") is None

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from styleclip_rt.engines import ort_kernels
+from styleclip_rt.engines import ort_kernels, ort_plain
 from styleclip_rt.engines.ort_forms import styled
 
 GRAPHS = "runtime/data/toyfaces-bundle/graphs"
@@ -90,3 +90,48 @@ def test_a_shipped_picture_is_the_same_but_for_rounding(runs, root, graph):
     assert np.abs(found.astype(int) - expected).max() <= 1
     assert (found != expected).mean() < 1e-3
     assert expected.std() > 10
+
+
+ODD = [(1, 3, 1, 4), (2, 3, 5, 8), (7, 9, 12, 4), (13, 11, 3, 20), (33, 40, 20, 36), (61, 130, 6, 12), (16, 16, 40, 8)]
+"""Height and width of a map, channels in and out: partly empty tiles and vectors, one block and many."""
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("after", ["PRelu", "LeakyRelu", "Relu", ""])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", ODD)
+def test_a_plain_convolution_computes_what_it_did(styled_graphs, runs, monkeypatch, size, stride, after, batch):
+    monkeypatch.setattr(ort_plain, "pays", lambda *about: True)
+    *sides, inputs, outputs = size
+    model = styled_graphs.one_plain(size=sides, stride=stride, after=after, channels=(inputs, outputs))
+    (expected,), (found,) = runs(model.SerializeToString(), random_feeds(batch))
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() < 2e-5 * max(1, np.abs(expected).max())
+    assert expected.std() > 0.1
+
+
+@pytest.mark.parametrize("stored", ["float32", "float16", "gain"])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_every_weight_of_a_plain_convolution_is_read(styled_graphs, runs, stride, bias, stored):
+    """Of sizes that are taken as they come."""
+    options = {"stride": stride, "stored": stored, "bias": bias, "channels": (128, 132)}
+    model = styled_graphs.one_plain(size=(61, 63), **options)
+    (expected,), (found,) = runs(model.SerializeToString(), random_feeds(1))
+    assert np.abs(found - expected).max() < 2e-5 * np.abs(expected).max()
+    assert 0.5 < expected.std() < 5
+
+
+@pytest.mark.parametrize("threads", [1, 5])
+@pytest.mark.parametrize("size", [(20, 20), (100, 100)])
+def test_the_number_of_threads_does_not_change_a_plain_convolution(styled_graphs, runs, size, threads):
+    model = styled_graphs.one_plain(size=size, channels=(40, 72)).SerializeToString()
+    (_, (expected,)), (_, (found,)) = runs(model, random_feeds(2)), runs(model, random_feeds(2), threads)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("graph", ["invert", "identify"])
+def test_a_shipped_network_that_reads_images_computes_what_it_did(runs, root, graph):
+    (expected,), (found,) = runs(root / f"{GRAPHS}/{graph}.onnx", random_feeds(2))
+    assert np.abs(found - expected).max() < 2e-5 * np.abs(expected).max()
+    assert expected.std() > 1e-2

@@ -58,7 +58,7 @@ def damaged(own_home):
 # Numbers ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("graph", ["synthesize", "synthesize_u8", "edit_global", "synthesize_tail/b32.conv1"])
+@pytest.mark.parametrize("graph", ["synthesize", "synthesize_u8", "edit_global", "synthesize_tail/b32.conv1", "invert"])
 def test_the_graphs_of_a_bundle_are_those_of_plain_onnx_runtime(toyfaces, graph):
     """Of the graphs that it rewrites, with weights in a file beside them, at each strength that a plan is held to."""
     with (
@@ -158,7 +158,7 @@ def test_the_trial_graph_is_what_it_says():
     assert {port.name for port in model.graph.input} == set(kernels_trial.feeds(1))
     styled = onnx.load_from_string(ort_forms.styled(kernels_trial.graph()))
     kinds = [node.op_type for node in styled.graph.node if node.domain == "styleclip_rt"]
-    assert sorted(kinds) == ["StyledConv", "StyledConv", "StyledRgb", "StyledRgb"]
+    assert sorted(kinds) == ["PlainConv", "PlainConv", "StyledConv", "StyledConv", "StyledRgb", "StyledRgb"]
 
 
 def test_a_library_that_computes_wrongly_is_found(monkeypatch):
