@@ -47,7 +47,9 @@ def test_windows(data):
     spans = [1 + d * (k - 1) for d, k in zip(dilations, about["kernel_shape"], strict=True)]
     weights = {"w": np.zeros((8, 3, *about["kernel_shape"]))} if op == "Conv" else {}
     model = model_of([helper.make_node(op, ["x", *weights], ["y"], **about)], size, **weights)
-    if any(side + before + after < span for side, before, after, span in zip(size, pads, pads[2:], spans, strict=False)):
+    if any(
+        side + before + after < span for side, before, after, span in zip(size, pads, pads[2:], spans, strict=False)
+    ):
         assert 0 in (found(model) or (0, 0)), "the window is larger than the map"
     else:
         assert found(model) == inferred(model)
