@@ -1,7 +1,7 @@
 // The matrix products of both convolutions: weights of four output channels times vectors of the input.
 //
-// Vectors that are multiplied at once lie together, a panel: [in][3][8]. Four times three sums fill the registers, and a
-// panel of `kDeep` channels stays in the first level of the cache for all rows.
+// Vectors that are multiplied at once lie together, a panel: [in][3][8]. Four times three sums fill the registers, and
+// `kDeep` channels of a panel stay in the first level of the cache for all rows.
 #pragma once
 
 #include "vectors.h"

@@ -74,7 +74,8 @@ struct Map {  // one image of the input and of the output, planar
   // Decides `passes` for y of `floats` floats, in rows of `line`.
   void choose_way(int64_t floats, int64_t line) {
     constexpr int64_t large = 8 << 20;
-    passes = floats >= large && colours.rgb == nullptr && line % kLanes == 0 && reinterpret_cast<uintptr_t>(y) % 32 == 0;
+    const bool aligned = line % kLanes == 0 && reinterpret_cast<uintptr_t>(y) % (kLanes * sizeof(float)) == 0;
+    passes = floats >= large && colours.rgb == nullptr && aligned;
   }
 };
 
@@ -294,9 +295,9 @@ struct ConvJob {
   Plan plan{};
   int64_t units = 0, blocks = 0, splits = 1, chunk = 0;
 
-  // Sizes are the measured ones. Few channels: all of a block stays in the second level of the cache, and 8 units do not
-  // wrap at 1024 px. Many: their weights come from memory, once for more units. A small map, of which there are few
-  // blocks, is shared out by channels too, at the cost of one more input transform each; with colours it is not.
+  // Sizes are the measured ones. Few channels: a block stays in the second level of the cache, and 8 units do not wrap
+  // at 1024 px. Many: their weights come from memory, once for more units. A small map, of which there are few blocks,
+  // is shared out by channels too, at the cost of one more input transform each; with colours it is not.
   ConvJob(const Filter& f, std::vector<Map> m) : filter(f), maps(std::move(m)), chunk(f.out) {
     if (maps.empty() || (units = maps[0].units()) == 0) return;
     for (Map& map : maps) map.choose_way(filter.out * map.height * map.width, map.width);
