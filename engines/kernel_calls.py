@@ -80,27 +80,69 @@ class ConvKernel:
             EngineError: memory cannot be had.
         """
         n, _, height, width = x.shape
+        shape = (n, self.outputs, self.scale * height, self.scale * width)
+        y = np.empty(shape, np.float32) if out is None else out
+        self._run(x, y, (style, demod, noise, bias, None, None, None), gain, threads)
+        return y
+
+    def with_colours(
+        self,
+        x: Array,
+        weight: Array,
+        rgb_bias: Array | None = None,
+        *,
+        out: Array | None,
+        style: Array | None = None,
+        demod: Array | None = None,
+        noise: Array | None = None,
+        bias: Array | None = None,
+        gain: float = 1.0,
+        threads: int = 1,
+    ) -> Array:
+        """Run a plain layer, and on what it makes, while it is in the cache, the 1x1 convolution of `rgb`.
+
+        Args:
+            weight: [3, O]. rgb_bias: [3], None for none.
+            out: where the features go, [N, O, h, w]; None where they are not wanted.
+            x, style, demod, noise, bias, gain, threads: as for the layer alone; h even, w a multiple of 16.
+
+        Returns:
+            rgb [N, 3, h, w].
+
+        Raises:
+            ValueError: shapes do not fit, or the layer doubles the map.
+            EngineError: memory cannot be had.
+        """
+        n, _, height, width = x.shape
+        if self.scale == 2:
+            raise ValueError("a layer that doubles the map has no colours")
+        _check_colours((n, self.outputs, height, width), weight, rgb_bias)
+        found = np.empty((n, 3, height, width), np.float32)
+        self._run(x, out, (style, demod, noise, bias, weight, rgb_bias, found), gain, threads)
+        return found
+
+    def _run(self, x: Array, y: Array | None, rest: tuple[Array | None, ...], gain: float, threads: int) -> None:
+        n, _, height, width = x.shape
         size = (self.scale * height, self.scale * width)
         wanted: dict[str, tuple[Array | None, tuple[int, ...]]] = {
             "x": (x, (n, self.inputs, height, width)),
-            "style": (style, (self.inputs,)),
-            "demod": (demod, (self.outputs,)),
-            "noise": (noise, size),
-            "bias": (bias, (self.outputs,)),
-            "out": (out, (n, self.outputs, *size)),
+            "style": (rest[0], (self.inputs,)),
+            "demod": (rest[1], (self.outputs,)),
+            "noise": (rest[2], size),
+            "bias": (rest[3], (self.outputs,)),
+            "out": (y, (n, self.outputs, *size)),
         }
         for name, (array, shape) in wanted.items():
             if array is not None and array.shape != shape:
                 raise ValueError(f"{name} is {array.shape}, expected {shape}")
-        y = np.empty((n, self.outputs, *size), np.float32) if out is None else out
-        if y.dtype != np.float32 or not y.flags.c_contiguous:
+        if y is not None and (y.dtype != np.float32 or not y.flags.c_contiguous):
             raise ValueError(f"out is {y.dtype}, or not in C order; expected float32 in C order")
-        held = _held(x, y, style, demod, noise, bias)
-        px, py, *rest = _pointers(*held)
-        numbers = (_FLOAT(gain), _FLOAT(self.SLOPE), threads)
-        if self._library.styleclip_conv_run(self._layer, px, py, n, height, width, *rest, *numbers):
+        held = _held(x, y, *rest)
+        px, py, style, demod, noise, bias, *colours = _pointers(*held)
+        numbers = _FLOAT(gain), _FLOAT(self.SLOPE)
+        layer = (style, demod, noise, bias, *numbers, *colours, threads)
+        if self._library.styleclip_conv_run(self._layer, px, py, n, height, width, *layer):
             raise EngineError("the kernels: no memory for a convolution")
-        return y
 
     def __del__(self) -> None:
         layer = getattr(self, "_layer", None)
@@ -117,15 +159,20 @@ def rgb(x: Array, weight: Array, bias: Array | None = None, threads: int = 1) ->
         EngineError: memory cannot be had.
     """
     n, channels, height, width = x.shape
-    if weight.shape != (3, channels) or channels % 4 or (bias is not None and bias.shape != (3,)):
-        raise ValueError(f"weight is {weight.shape}, expected (3, {channels}), a multiple of 4; bias (3,) or None")
-    if width % 16 or height % 2:
-        raise ValueError(f"the map is {height} x {width}, expected an even height and a multiple of 16")
+    _check_colours(x.shape, weight, bias)
     out = np.empty((n, 3, height, width), np.float32)
     held = _held(x, weight, bias, out)
     if _library().styleclip_rgb_run(*_pointers(*held), n, channels, height, width, threads):
         raise EngineError("the kernels: no memory for an image")
     return out
+
+
+def _check_colours(shape: tuple[int, ...], weight: Array, bias: Array | None) -> None:
+    _, channels, height, width = shape
+    if weight.shape != (3, channels) or channels % 4 or (bias is not None and bias.shape != (3,)):
+        raise ValueError(f"weight is {weight.shape}, expected (3, {channels}), a multiple of 4; bias (3,) or None")
+    if width % 16 or height % 2:
+        raise ValueError(f"the map is {height} x {width}, expected an even height and a multiple of 16")
 
 
 def _held(*arrays: Array | None) -> list[Array | None]:
@@ -154,6 +201,7 @@ def _library() -> Any:
     library.styleclip_conv_new.argtypes = [_POINTER, _POINTER, _SIZE, _SIZE]
     library.styleclip_conv_free.argtypes = [_POINTER]
     library.styleclip_conv_free.restype = None
-    library.styleclip_conv_run.argtypes = [*[_POINTER] * 3, *[_SIZE] * 3, *[_POINTER] * 4, _FLOAT, _FLOAT, _SIZE]
+    layer: list[Any] = [*[_POINTER] * 4, _FLOAT, _FLOAT]
+    library.styleclip_conv_run.argtypes = [*[_POINTER] * 3, *[_SIZE] * 3, *layer, *[_POINTER] * 3, _SIZE]
     library.styleclip_rgb_run.argtypes = [*[_POINTER] * 4, *[_SIZE] * 5]
     return library

@@ -118,20 +118,22 @@ void* styleclip_conv_new(const float* w, const float* fir, int64_t in, int64_t o
 void styleclip_conv_free(void* layer) { delete static_cast<styleclip::PlainLayer*>(layer); }
 
 // y [n, out, h', w'] = lrelu(demod * conv(x * style) + gain * (noise + bias), slope) for x [n, in, h, w]; style* [in],
-// demod* [out], noise* [h', w'] and bias* [out] hold for every image.
+// demod* [out], noise* [h', w'] and bias* [out] hold for every image. A plain convolution of even h, of w that is a
+// multiple of 16, also makes rgb* [n, 3, h, w] = conv1x1(y, rgb_weight [3, out]) + rgb_bias* [3]; then y may be null.
 int styleclip_conv_run(const void* layer, const float* x, float* y, int64_t n, int64_t h, int64_t w, const float* style,
                        const float* demod, const float* noise, const float* bias, float gain, float slope,
-                       int64_t threads) {
+                       const float* rgb_weight, const float* rgb_bias, float* rgb, int64_t threads) {
   return styleclip::guarded([&] {
     const auto& of = *static_cast<const styleclip::PlainLayer*>(layer);
-    const int64_t in = of.up ? of.up_filter.in : of.filter.in;
-    const int64_t floats = (of.up ? 4 * of.up_filter.out : of.filter.out) * h * w;
+    const int64_t in = of.up ? of.up_filter.in : of.filter.in, out = of.up ? of.up_filter.out : of.filter.out;
+    const int64_t floats = (of.up ? 4 : 1) * out * h * w;
     std::vector<styleclip::Map> maps;
     for (int64_t k = 0; k < n; k++) {
       styleclip::Map map{};
-      map.x = x + k * in * h * w, map.y = y + k * floats, map.style = style, map.demod = demod;
+      map.x = x + k * in * h * w, map.y = y ? y + k * floats : nullptr, map.style = style, map.demod = demod;
       map.noise = noise, map.bias = bias, map.value = 1, map.gain = gain, map.slope = slope;
       map.height = h, map.width = w;
+      if (rgb) map.colours = {rgb_weight, rgb_bias, rgb + k * 3 * h * w, out, h, w};
       maps.push_back(map);
     }
     if (of.up)

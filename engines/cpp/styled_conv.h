@@ -11,6 +11,8 @@
 // holds beyond the border is computed as zeros and not written.
 #pragma once
 
+#include "products.h"
+#include "styled_rgb.h"
 #include "vectors.h"
 
 #include <algorithm>
@@ -20,7 +22,7 @@
 
 namespace styleclip {
 
-constexpr int64_t kTile = 4, kPoints = 36, kUnit = kTile * kLanes, kRows = 4;
+constexpr int64_t kTile = 4, kPoints = 36, kUnit = kTile * kLanes;
 
 // The transformed weights of a layer, [36][out / 4][in][4]: G g G^T for the taps g of every pair of channels, at(o, i, k)
 // being tap k, and place(u, v) the place among the 36 of row u and column v. Those places lie far apart, often at
@@ -74,7 +76,7 @@ struct Filter {
 
 struct Map {  // one image of the input and of the output, planar
   const float* x;
-  float* y;
+  float* y;  // null where only its colours are wanted, by the plain convolution
   const float* style;   // [in] or null
   const float* demod;   // [out] or null
   const float* noise;   // of the output, [H, W] for every channel or [out, H, W], or null
@@ -82,65 +84,21 @@ struct Map {  // one image of the input and of the output, planar
   float value, gain, slope;
   int64_t height, width;  // of the input
   int64_t noise_stride;   // floats from a channel of the noise to the next, 0: the same one
+  Colours colours;        // of y, by the plain convolution
+  bool passes = false;    // y goes past the cache to memory: it is so large that nobody would find it there
 
   V scale(int64_t o) const { return _mm256_set1_ps(value * (demod ? demod[o] : 1.f)); }
   V offset(int64_t o) const { return _mm256_set1_ps(bias ? gain * bias[o] : 0.f); }
   int64_t across() const { return (width + kUnit - 1) / kUnit; }
   int64_t units() const { return (height + kTile - 1) / kTile * across(); }
+
+  // Decides `passes` for y of `floats` floats, in rows of `line`.
+  void choose_way(int64_t floats, int64_t line) {
+    constexpr int64_t large = 8 << 20;
+    const bool aligned = line % kLanes == 0 && reinterpret_cast<uintptr_t>(y) % (kLanes * sizeof(float)) == 0;
+    passes = floats >= large && colours.rgb == nullptr && aligned;
+  }
 };
-
-// A unit of the next channel, which the processor does not foresee: channels lie far apart. Past the end it does
-// nothing.
-inline void prefetch(const float* line) {
-  _mm_prefetch(reinterpret_cast<const char*>(line), _MM_HINT_T0);
-  _mm_prefetch(reinterpret_cast<const char*>(line + 16), _MM_HINT_T0);
-}
-
-inline V lo_hi(const float* low, const float* high) {
-  return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(low)), _mm_loadu_ps(high), 1);
-}
-
-// Four vectors whose lane t is p[4 t + j], j = 0..3.
-inline void split4(const float* p, V out[4]) {
-  const V a = lo_hi(p, p + 16), b = lo_hi(p + 4, p + 20), c = lo_hi(p + 8, p + 24), d = lo_hi(p + 12, p + 28);
-  const V ab0 = _mm256_unpacklo_ps(a, b), ab1 = _mm256_unpackhi_ps(a, b);
-  const V cd0 = _mm256_unpacklo_ps(c, d), cd1 = _mm256_unpackhi_ps(c, d);
-  out[0] = _mm256_shuffle_ps(ab0, cd0, 0x44);
-  out[1] = _mm256_shuffle_ps(ab0, cd0, 0xEE);
-  out[2] = _mm256_shuffle_ps(ab1, cd1, 0x44);
-  out[3] = _mm256_shuffle_ps(ab1, cd1, 0xEE);
-}
-
-// The inverse: 32 floats in order, as four vectors.
-inline void join4(const V in[4], V out[4]) {
-  const V ab0 = _mm256_unpacklo_ps(in[0], in[1]), ab1 = _mm256_unpackhi_ps(in[0], in[1]);
-  const V cd0 = _mm256_unpacklo_ps(in[2], in[3]), cd1 = _mm256_unpackhi_ps(in[2], in[3]);
-  const V r0 = _mm256_shuffle_ps(ab0, cd0, 0x44), r1 = _mm256_shuffle_ps(ab0, cd0, 0xEE);
-  const V r2 = _mm256_shuffle_ps(ab1, cd1, 0x44), r3 = _mm256_shuffle_ps(ab1, cd1, 0xEE);
-  out[0] = _mm256_permute2f128_ps(r0, r1, 0x20);
-  out[1] = _mm256_permute2f128_ps(r2, r3, 0x20);
-  out[2] = _mm256_permute2f128_ps(r0, r1, 0x31);
-  out[3] = _mm256_permute2f128_ps(r2, r3, 0x31);
-}
-
-// Eight vectors, vector j with lane t for place 8 t + j: 64 floats in order.
-inline void join8(const V in[8], V out[8]) {
-  V a[8], b[8];
-  for (int j = 0; j < 4; j++) {
-    a[2 * j] = _mm256_unpacklo_ps(in[2 * j], in[2 * j + 1]);
-    a[2 * j + 1] = _mm256_unpackhi_ps(in[2 * j], in[2 * j + 1]);
-  }
-  for (int h = 0; h < 2; h++) {
-    b[4 * h + 0] = _mm256_shuffle_ps(a[4 * h], a[4 * h + 2], 0x44);
-    b[4 * h + 1] = _mm256_shuffle_ps(a[4 * h], a[4 * h + 2], 0xEE);
-    b[4 * h + 2] = _mm256_shuffle_ps(a[4 * h + 1], a[4 * h + 3], 0x44);
-    b[4 * h + 3] = _mm256_shuffle_ps(a[4 * h + 1], a[4 * h + 3], 0xEE);
-  }
-  for (int t = 0; t < 4; t++) {
-    out[t] = _mm256_permute2f128_ps(b[t], b[4 + t], 0x20);
-    out[4 + t] = _mm256_permute2f128_ps(b[t], b[4 + t], 0x31);
-  }
-}
 
 // B^T d for six vectors.
 inline void transform_input(const V d[6], V* to, int64_t stride) {
@@ -206,49 +164,16 @@ inline void input_unit(const Map& map, const float* x, float style, int64_t row,
   }
 }
 
-// Four rows of m, `row_stride` apart, at `at`[0..N) = taps [in][4] x v [in][lanes], for N = 1..3 vectors. The twelve
-// sums are spelt out: as an array, compilers keep them in memory.
-template <int N>
-inline void multiply(const float* taps, const float* v, int64_t in, int64_t lanes, float* m, int64_t row_stride,
-                     const int64_t at[3]) {
-  const V zero = _mm256_setzero_ps();
-  V a0 = zero, a1 = zero, a2 = zero, b0 = zero, b1 = zero, b2 = zero;
-  V c0 = zero, c1 = zero, c2 = zero, d0 = zero, d1 = zero, d2 = zero;
-  for (int64_t i = 0; i < in; i++, v += lanes, taps += kRows) {
-    const V x0 = _mm256_load_ps(v), x1 = N > 1 ? _mm256_load_ps(v + kLanes) : zero,
-            x2 = N > 2 ? _mm256_load_ps(v + 2 * kLanes) : zero;
-    V w = _mm256_broadcast_ss(taps);
-    a0 = _mm256_fmadd_ps(w, x0, a0);
-    if (N > 1) a1 = _mm256_fmadd_ps(w, x1, a1);
-    if (N > 2) a2 = _mm256_fmadd_ps(w, x2, a2);
-    w = _mm256_broadcast_ss(taps + 1);
-    b0 = _mm256_fmadd_ps(w, x0, b0);
-    if (N > 1) b1 = _mm256_fmadd_ps(w, x1, b1);
-    if (N > 2) b2 = _mm256_fmadd_ps(w, x2, b2);
-    w = _mm256_broadcast_ss(taps + 2);
-    c0 = _mm256_fmadd_ps(w, x0, c0);
-    if (N > 1) c1 = _mm256_fmadd_ps(w, x1, c1);
-    if (N > 2) c2 = _mm256_fmadd_ps(w, x2, c2);
-    w = _mm256_broadcast_ss(taps + 3);
-    d0 = _mm256_fmadd_ps(w, x0, d0);
-    if (N > 1) d1 = _mm256_fmadd_ps(w, x1, d1);
-    if (N > 2) d2 = _mm256_fmadd_ps(w, x2, d2);
-  }
-  const V sums[kRows][3] = {{a0, a1, a2}, {b0, b1, b2}, {c0, c1, c2}, {d0, d1, d2}};
-  for (int64_t r = 0; r < kRows; r++)
-    for (int n = 0; n < N; n++) _mm256_store_ps(m + r * row_stride + at[n], sums[r][n]);
-}
-
 inline V activated(V acc, V scale, V offset, V slope) {
   const V y = _mm256_fmadd_ps(acc, scale, offset);
   return _mm256_max_ps(y, _mm256_mul_ps(y, slope));  // 0 <= slope <= 1
 }
 
-inline void untransform(const float* m, V y[4][4]) {
+inline void untransform(const float* m, int64_t plane, V y[4][4]) {
   V half[4][6];
   for (int v = 0; v < 6; v++) {
     V column[6], out[4];
-    for (int u = 0; u < 6; u++) column[u] = _mm256_load_ps(m + (u * 6 + v) * kLanes);
+    for (int u = 0; u < 6; u++) column[u] = _mm256_load_ps(m + (u * 6 + v) * plane);
     transform_output(column, out);
     for (int a = 0; a < 4; a++) half[a][v] = out[a];
   }
@@ -271,65 +196,118 @@ inline void finish(const Map& map, float* to, const float* noise, const V* acc, 
   }
   for (int n = 0; n < count; n++) {
     const V offset = noise ? _mm256_fmadd_ps(load(noise + n * kLanes), gain, bias) : bias;
-    _mm256_storeu_ps(to + n * kLanes, activated(acc[n], scale, offset, slope));
+    const V y = activated(acc[n], scale, offset, slope);
+    if (map.passes)
+      _mm256_stream_ps(to + n * kLanes, y);
+    else
+      _mm256_storeu_ps(to + n * kLanes, y);
   }
 }
 
-// m [36][8]: the products of one output channel and unit.
-inline void output_unit(const Map& map, int64_t o, int64_t row, int64_t column, const float* m) {
+// m: the products of one output channel and unit, 36 vectors `plane` floats apart. The pixels go to `y`, rows `stride`
+// floats apart.
+inline void output_unit(const Map& map, int64_t o, int64_t row, int64_t column, const float* m, int64_t plane, float* y,
+                        int64_t stride) {
   const int64_t rows = std::min(kTile, map.height - row), valid = map.width - column;
   const V scale = map.scale(o), bias = map.offset(o);
-  float* y = map.y + o * map.height * map.width + row * map.width + column;
   const float* noise = map.noise ? map.noise + o * map.noise_stride + row * map.width + column : nullptr;
   V pixels[4][4], line[4];
-  untransform(m, pixels);
+  untransform(m, plane, pixels);
   for (int64_t a = 0; a < rows; a++) {
     join4(pixels[a], line);
-    finish(map, y + a * map.width, noise ? noise + a * map.width : nullptr, line, 4, valid, scale, bias);
+    finish(map, y + a * stride, noise ? noise + a * map.width : nullptr, line, 4, valid, scale, bias);
   }
 }
 
 struct Plan {
-  int64_t units, rows;  // units in a block; channels between two output transforms
+  int64_t units, rows;  // units in a block; channels between two output transforms, at most
 };
 
-inline int64_t plane_floats(const Filter& f, int64_t units) {
-  return f.in * units * kLanes + 16;  // + 16: the 36 planes do not share sets of the cache
-}
+// A block of units of one map: their transformed input [36][panel][in][3][8], what it makes [36][rows][units][8], and
+// pixels of a few channels.
+class ConvBlock {
+ public:
+  static constexpr int64_t kPixels = kTile * kUnit, kAtOnce = 32;  // channels whose pixels are still near for colours
 
-inline int64_t scratch_floats(const Filter& f, const Plan& p) {
-  return kPoints * plane_floats(f, p.units) + p.rows * p.units * kPoints * kLanes;
-}
-
-// Units [first, last) of a map, at most a block; channels [begin, end) of the output (multiples of 4).
-inline void run_block(const Map& map, const Filter& f, const Plan& plan, int64_t first, int64_t last, int64_t begin,
-                      int64_t end, float* scratch) {
-  const int64_t across = map.across(), units = last - first, lanes = units * kLanes;
-  const int64_t plane = plane_floats(f, units), row_stride = units * kPoints * kLanes;
-  constexpr int64_t at[3] = {0, kPoints * kLanes, 2 * kPoints * kLanes};
-  float *v = scratch, *m = scratch + kPoints * plane;
-  for (int64_t i = 0; i < f.in; i++)
-    for (int64_t n = 0; n < units; n++)
-      input_unit(map, map.x + i * map.height * map.width, map.style ? map.style[i] : 1.f, (first + n) / across * kTile,
-                 (first + n) % across * kUnit, v + i * lanes + n * kLanes, plane);
-  for (int64_t top = begin; top < end; top += plan.rows) {
-    const int64_t rows = std::min(plan.rows, end - top);
-    for (int64_t p = 0; p < kPoints; p++)
-      for (int64_t r = 0; r < rows; r += kRows) {
-        const float *taps = f.taps.get() + (p * f.out + top + r) * f.in, *from = v + p * plane;
-        float* to = m + r * row_stride + p * kLanes;
-        int64_t n = 0;
-        for (; n + 3 <= units; n += 3)
-          multiply<3>(taps, from + n * kLanes, f.in, lanes, to + n * at[1], row_stride, at);
-        if (units - n == 2) multiply<2>(taps, from + n * kLanes, f.in, lanes, to + n * at[1], row_stride, at);
-        if (units - n == 1) multiply<1>(taps, from + n * kLanes, f.in, lanes, to + n * at[1], row_stride, at);
-      }
-    for (int64_t r = 0; r < rows; r++)
-      for (int64_t n = 0; n < units; n++)
-        output_unit(map, top + r, (first + n) / across * kTile, (first + n) % across * kUnit,
-                    m + r * row_stride + n * at[1]);
+  static int64_t scratch_floats(const Filter& f, const Plan& p) {
+    return kPoints * (input_floats(f.in, p.units) + product_floats(p.rows, p.units)) + kAtOnce * p.units * kPixels;
   }
-}
+
+  // Units [first, last) of the map.
+  ConvBlock(const Map& map, const Filter& filter, const Plan& plan, int64_t first, int64_t last, float* scratch)
+      : map_(map), filter_(filter), most_(plan.rows), first_(first), units_(last - first), lanes_(units_ * kLanes),
+        input_plane_(input_floats(filter.in, units_)), product_plane_(product_floats(plan.rows, units_)),
+        inputs_(scratch), products_(inputs_ + kPoints * input_plane_), pixels_(products_ + kPoints * product_plane_) {}
+
+  // Channels [begin, end) of the output (multiples of 4).
+  void run(int64_t begin, int64_t end) {
+    input();
+    for (int64_t top = begin; top < end; top += most_) {
+      const int64_t bottom = std::min(end, top + most_);
+      multiply_rows(top, bottom - top);
+      for (int64_t o = top; o < bottom; o += kAtOnce) output(top, o, std::min(bottom, o + kAtOnce));
+    }
+  }
+
+ private:
+  // + 16: the planes do not share sets of the cache
+  static int64_t input_floats(int64_t in, int64_t units) { return (units / kPanel + 1) * in * kPanelFloats + 16; }
+  static int64_t product_floats(int64_t rows, int64_t units) { return rows * units * kLanes + 16; }
+
+  int64_t row(int64_t n) const { return (first_ + n) / map_.across() * kTile; }
+  int64_t column(int64_t n) const { return (first_ + n) % map_.across() * kUnit; }
+
+  void input() {
+    float* to = inputs_;
+    for (int64_t n = 0, size = 0; n < units_; n += size, to += filter_.in * kPanelFloats) {
+      size = panel_size(units_ - n);
+      for (int64_t i = 0; i < filter_.in; i++)
+        for (int64_t k = 0; k < size; k++)
+          input_unit(map_, map_.x + i * map_.height * map_.width, map_.style ? map_.style[i] : 1.f, row(n + k),
+                     column(n + k), to + i * kPanelFloats + k * kLanes, input_plane_);
+    }
+  }
+
+  // One point after the other: its inputs stay in the second level of the cache for all rows.
+  void multiply_rows(int64_t top, int64_t rows) {
+    constexpr int64_t at[kPanel] = {0, kLanes, 2 * kLanes}, together = 32;
+    for (int64_t p = 0; p < kPoints; p++)
+      for (int64_t r = 0; r < rows; r += together) {
+        const float *taps = filter_.taps.get() + (p * filter_.out + top + r) * filter_.in,
+                    *from = inputs_ + p * input_plane_;
+        float* to = products_ + p * product_plane_ + r * lanes_;
+        for (int64_t n = 0, size = 0; n < units_; n += size, from += filter_.in * kPanelFloats) {
+          size = panel_size(units_ - n);
+          multiply_panel(taps, from, filter_.in, std::min(together, rows - r), size, to + n * kLanes, lanes_, at);
+        }
+      }
+  }
+
+  // Channels [first, last), whose products begin with those of `top`.
+  void output(int64_t top, int64_t first, int64_t last) {
+    const int64_t plane = map_.height * map_.width;
+    const int64_t channel = map_.y ? plane : units_ * kPixels, line = map_.y ? map_.width : kUnit;
+    const auto place = [&](int64_t n) {
+      return map_.y ? map_.y + first * plane + row(n) * map_.width + column(n) : pixels_ + n * kPixels;
+    };
+    for (int64_t o = first; o < last; o++)
+      for (int64_t n = 0; n < units_; n++)
+        output_unit(map_, o, row(n), column(n), products_ + (o - top) * lanes_ + n * kLanes, product_plane_,
+                    place(n) + (o - first) * channel, line);
+    for (int64_t n = 0; n < units_ && map_.colours.rgb; n++)
+      for (int64_t a = 0; a < std::min(kTile, map_.height - row(n)); a++) {
+        if (column(n) + kUnit <= map_.width)
+          add_colours<4>(map_.colours, place(n) + a * line, channel, first, last - first, row(n) + a, column(n));
+        else
+          add_colours<2>(map_.colours, place(n) + a * line, channel, first, last - first, row(n) + a, column(n));
+      }
+  }
+
+  const Map& map_;
+  const Filter& filter_;
+  int64_t most_, first_, units_, lanes_, input_plane_, product_plane_;
+  float *inputs_, *products_, *pixels_;
+};
 
 // A layer over maps of one size, in parts that may run in any order on any thread.
 struct ConvJob {
@@ -338,15 +316,17 @@ struct ConvJob {
   Plan plan{};
   int64_t units = 0, blocks = 0, splits = 1, chunk = 0;
 
-  // Sizes are the measured ones: a block of 8 units does not wrap at 1024 px; a small map, of which there are few
-  // blocks, is shared out by channels too, at the cost of one more input transform each.
+  // Sizes are the measured ones. Few channels: a block stays in the second level of the cache, and 8 units do not wrap
+  // at 1024 px. Many: their weights come from memory, once for more units. A small map, of which there are few blocks,
+  // is shared out by channels too, at the cost of one more input transform each; with colours it is not.
   ConvJob(const Filter& f, std::vector<Map> m) : filter(f), maps(std::move(m)), chunk(f.out) {
     if (maps.empty() || (units = maps[0].units()) == 0) return;
-    constexpr int64_t enough = 8, smallest = 64;
-    plan = Plan{maps[0].across() >= 32 ? 8 : 6, 32};
+    for (Map& map : maps) map.choose_way(filter.out * map.height * map.width, map.width);
+    constexpr int64_t enough = 8, smallest = 64;  // parts; channels
+    plan = filter.in > smallest ? Plan{12, filter.out} : Plan{maps[0].across() >= 32 ? 8 : 6, ConvBlock::kAtOnce};
     blocks = (units + plan.units - 1) / plan.units;
     const auto all = blocks * static_cast<int64_t>(maps.size());
-    if (all < enough) {
+    if (all < enough && maps[0].colours.rgb == nullptr) {
       const int64_t wanted = (enough + all - 1) / all;
       chunk = std::max((filter.out / wanted + smallest - 1) / smallest * smallest, smallest);
       splits = (filter.out + chunk - 1) / chunk;
@@ -357,9 +337,10 @@ struct ConvJob {
 
   void operator()(int64_t i) const {
     const int64_t split = i % splits, block = i / splits % blocks, k = i / splits / blocks;
-    run_block(maps[static_cast<size_t>(k)], filter, plan, block * plan.units,
-              std::min(units, (block + 1) * plan.units), split * chunk, std::min(filter.out, (split + 1) * chunk),
-              scratch(scratch_floats(filter, plan)));
+    ConvBlock(maps[static_cast<size_t>(k)], filter, plan, block * plan.units, std::min(units, (block + 1) * plan.units),
+              scratch(ConvBlock::scratch_floats(filter, plan)))
+        .run(split * chunk, std::min(filter.out, (split + 1) * chunk));
+    _mm_sfence();  // what went past the cache is there before the others hear that this part is done
   }
 };
 

@@ -77,6 +77,42 @@ inline void rgb_row(const RgbMap& map, int64_t row, float* scratch) {
   }
 }
 
+// Colours of a map [channels, H, W] that is not read again for them: its tiles are added while they are in the cache.
+struct Colours {
+  const float* weight;  // [3, channels], times the style
+  const float* bias;    // [3] or null
+  float* rgb;           // [3, H, W], or null for no colours
+  int64_t channels, height, width;  // the width is a multiple of 16
+};
+
+// 8 N pixels of row `row` from `column` on, of `count` channels from `first` on, `stride` floats apart. The first
+// channels of all set the pixels, the others add to them.
+template <int N>
+inline void add_colours(const Colours& of, const float* x, int64_t stride, int64_t first, int64_t count, int64_t row,
+                        int64_t column) {
+  float* to = of.rgb + row * of.width + column;
+  const int64_t plane = of.height * of.width;
+  V sum[3][N];
+#pragma GCC unroll 3
+  for (int k = 0; k < 3; k++)
+#pragma GCC unroll 4
+    for (int n = 0; n < N; n++)
+      sum[k][n] = first > 0 ? load(to + k * plane + n * kLanes) : _mm256_set1_ps(of.bias ? of.bias[k] : 0.f);
+  const float* weight = of.weight + first;
+  for (int64_t c = 0; c < count; c++, x += stride, weight++) {
+#pragma GCC unroll 3
+    for (int k = 0; k < 3; k++) {
+      const V w = _mm256_broadcast_ss(weight + k * of.channels);
+#pragma GCC unroll 4
+      for (int n = 0; n < N; n++) sum[k][n] = _mm256_fmadd_ps(w, load(x + n * kLanes), sum[k][n]);
+    }
+  }
+#pragma GCC unroll 3
+  for (int k = 0; k < 3; k++)
+#pragma GCC unroll 4
+    for (int n = 0; n < N; n++) _mm256_storeu_ps(to + k * plane + n * kLanes, sum[k][n]);
+}
+
 // Maps of one size, in parts that may run in any order on any thread.
 struct RgbJob {
   static constexpr int64_t kStrip = 4;  // rows

@@ -12,6 +12,7 @@
 // leaves one point, so that it costs a ninth of another.
 #pragma once
 
+#include "products.h"
 #include "styled_conv.h"
 
 namespace styleclip {
@@ -117,17 +118,16 @@ class UpBand {
     filtered_ = lines_ + 8 * row_;
     waiting_ = filtered_ + 11 * row_;
     places_.assign(static_cast<size_t>(units_ * kProducts), 0);  // at first, all where nobody reads
-    int64_t start = panel_floats();
+    int64_t start = panel_floats(filter_.in);
     for (int set = 0; set < kSets; set++) {
       const Products of = products_of(set);
       const bool all = map.width % kUnit != 0 || of.column_point == 0;
       vectors_[set] = (all ? units_ : units_ - 1) * of.count;
       start_[set] = start;
-      for (int64_t at = 0; at < vectors_[set]; start += panel_floats())
-        for (const int64_t first = at, end = at + panel(at, vectors_[set]); at < end; at++)
+      for (int64_t at = 0; at < vectors_[set]; start += panel_floats(filter_.in))
+        for (const int64_t first = at, end = at + panel_size(vectors_[set] - at); at < end; at++)
           places_[static_cast<size_t>(at / of.count * kProducts + of.first + at % of.count)] =
               start + (at - first) * kLanes;
-      start += 16;  // the sets do not begin at the same place of the cache
     }
   }
 
@@ -153,20 +153,14 @@ class UpBand {
 
  private:
   static constexpr int64_t kMargin = kLanes;  // zeros before a row of t, and after it
-  static constexpr int64_t kPanel = 3;  // vectors that are multiplied at once lie together, [in][3][8]
 
   static int64_t input_floats(int64_t in, int64_t units) {
     int64_t panels = 1;
     for (int set = 0; set < kSets; set++) panels += units * products_of(set).count / kPanel + 2;
-    return panels * kPanel * kLanes * in + kSets * 16;
+    return panels * panel_floats(in);
   }
-  int64_t panel_floats() const { return kPanel * kLanes * filter_.in; }
-
-  // Vectors of the panel that begins with vector `at`. One alone would waste two thirds of the sums.
-  static int64_t panel(int64_t at, int64_t vectors) {
-    const int64_t left = vectors - at;
-    return left == 4 ? 2 : std::min(left, kPanel);
-  }
+  // + 16: the panels, into which an input goes one after the other, do not share sets of the cache
+  static int64_t panel_floats(int64_t in) { return kPanelFloats * in + 16; }
 
   static int64_t row_floats(const Map& map) { return across(map) * 2 * kUnit + 2 * kMargin; }
 
@@ -177,7 +171,7 @@ class UpBand {
     const __m256i right = _mm256_setr_epi32(7, 0, 1, 2, 3, 4, 5, 6);
     const V scale = _mm256_set1_ps(style), zero = _mm256_setzero_ps();
     const int64_t* places = places_.data() + n * kProducts;
-    float* to = inputs_ + i * kPanel * kLanes;
+    float* to = inputs_ + i * kPanelFloats;
     V raw[5][4], points[5][5];  // [row of the tile][column], [row][point of the columns]
     for (int64_t r = 0; r < 5; r++) {
       const int64_t y = row - 1 + r;
@@ -219,20 +213,12 @@ class UpBand {
     const Products of = products_of(set);
     const int64_t row_stride = units_ * kProducts * kLanes;
     const float* v = inputs_ + start_[set];
-    for (int64_t n = 0, size = 0; n < vectors_[set]; n += size, v += panel_floats()) {
-      size = panel(n, vectors_[set]);
+    for (int64_t n = 0, size = 0; n < vectors_[set]; n += size, v += panel_floats(filter_.in)) {
+      size = panel_size(vectors_[set] - n);
       int64_t at[kPanel];
       for (int64_t k = 0; k < kPanel; k++) at[k] = ((n + k) / of.count * kProducts + (n + k) % of.count) * kLanes;
-      for (int64_t r = 0; r < rows; r += kRows) {
-        const float* taps = filter_.taps.get() + (set * filter_.out + top + r) * filter_.in;
-        float* to = products_ + r * row_stride + of.first * kLanes;
-        if (size == 3)
-          multiply<3>(taps, v, filter_.in, kPanel * kLanes, to, row_stride, at);
-        else if (size == 2)
-          multiply<2>(taps, v, filter_.in, kPanel * kLanes, to, row_stride, at);
-        else
-          multiply<1>(taps, v, filter_.in, kPanel * kLanes, to, row_stride, at);
-      }
+      multiply_panel(filter_.taps.get() + (set * filter_.out + top) * filter_.in, v, filter_.in, rows, size,
+                     products_ + of.first * kLanes, row_stride, at);
     }
   }
 
@@ -333,6 +319,7 @@ struct UpJob {
       bands = 0;
       return;
     }
+    for (Map& map : maps) map.choose_way(4 * filter.out * map.height * map.width, 2 * map.width);
     const int64_t rows = UpBand::down(maps[0]);
     bands = std::max<int64_t>(1, rows / highest), band = (rows + bands - 1) / bands;
     bands = (rows + band - 1) / band;
@@ -350,6 +337,7 @@ struct UpJob {
     const int64_t begin = split * chunk, end = std::min(filter.out, begin + chunk);
     UpBand(map, filter, begin, end, scratch(UpBand::scratch_floats(map, filter.in, end - begin)))
         .run(at * band, std::min(UpBand::down(map), (at + 1) * band));
+    _mm_sfence();
   }
 };
 

@@ -6,7 +6,7 @@ Style and demodulation come with every image, so that nothing is folded and noth
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -19,6 +19,11 @@ EPS = 1e-8
 """Under the root of the demodulation."""
 SMALLEST_MAP = 32
 """Pixels a side of what enters a layer from which the kernels are faster than PyTorch (measured at 512 channels)."""
+
+SMALLEST_SHOWN = 128
+"""Pixels a side of features from which their RGB is made in the same pass: smaller maps are shared out by channels."""
+LINE = 16
+"""Floats in a line of the cache."""
 
 
 def usable(generator: Generator) -> bool:
@@ -60,9 +65,11 @@ class Memory:
     def next(self, *shape: int) -> np.ndarray[Any, Any]:
         """An array whose values may be anything."""
         self.arrays.reverse()
-        if self.arrays[0].size < math.prod(shape):
-            self.arrays[0] = np.empty(math.prod(shape), np.float32)
-        return self.arrays[0][: math.prod(shape)].reshape(shape)
+        size = math.prod(shape)
+        if self.arrays[0].size < size:
+            spare = np.empty(size + LINE, np.float32)  # NumPy aligns to 16 bytes: half of the vectors span two lines
+            self.arrays[0] = spare[-spare.ctypes.data // spare.itemsize % LINE :]
+        return self.arrays[0][:size].reshape(shape)
 
 
 class KernelLayer:
@@ -82,25 +89,47 @@ class KernelLayer:
     ) -> None:
         self.layer, self.is_rgb, self.memory, self.kernel = layer, isinstance(layer, ToRGB), memory, kernel
         self.bias = _numbers(layer.bias)
-        self.style = _numbers(s)
         if isinstance(layer, ToRGB):
             self.weight = _numbers((layer.weight * layer.gain)[:, :, 0, 0] * s)
             return
         assert squares is not None
-        self.demod = _numbers(torch.rsqrt(squares @ s.double().square() + EPS) * SQRT2)
-        self.noise = _numbers(layer.noise_const * layer.noise_strength) if layer.noise_strength != 0 else None
+        self.side = layer.noise_const.shape[-1]
+        self.constants: dict[str, Any] = {
+            "style": _numbers(s),
+            "demod": _numbers(torch.rsqrt(squares @ s.double().square() + EPS) * SQRT2),
+            "noise": _numbers(layer.noise_const * layer.noise_strength) if layer.noise_strength != 0 else None,
+            "bias": self.bias,
+            "gain": SQRT2,
+        }
 
     def __call__(self, x: Tensor) -> Tensor:
         """Features [N, Co, r', r'], or RGB [N, 3, r, r]."""
         threads = torch.get_num_threads()
         if self.kernel is not None:
-            size = (self.kernel.scale * side for side in x.shape[2:])
-            out = self.memory.next(len(x), self.kernel.outputs, *size)
-            constants = self.style, self.demod, self.noise, self.bias, SQRT2
-            found = self.kernel(_numbers(x), *constants, threads, out)
+            out = self._features(self.kernel, x)
+            found = self.kernel(_numbers(x), out=out, threads=threads, **self.constants)
         else:
             found = kernel_calls.rgb(_numbers(x), self.weight, self.bias, threads)
-        y = torch.from_numpy(found)
+        return self._clamped(torch.from_numpy(found))
+
+    def shows(self, after: object) -> TypeGuard[KernelLayer]:
+        """Whether `with_colours` makes the RGB of `after` too: it is a toRGB, and reads this layer unclamped."""
+        if self.kernel is None or self.kernel.scale == 2 or self.layer.clamp is not None:
+            return False
+        return self.side >= SMALLEST_SHOWN and isinstance(after, KernelLayer) and after.is_rgb
+
+    def with_colours(self, x: Tensor, rgb: KernelLayer, keep: bool) -> tuple[Tensor | None, Tensor]:
+        """This layer and the toRGB layer after it in one pass: (features, None unless `keep`; RGB [N, 3, r, r])."""
+        assert self.kernel is not None
+        out = self._features(self.kernel, x) if keep else None
+        threads = torch.get_num_threads()
+        found = self.kernel.with_colours(_numbers(x), rgb.weight, rgb.bias, out=out, threads=threads, **self.constants)
+        return None if out is None else torch.from_numpy(out), rgb._clamped(torch.from_numpy(found))
+
+    def _features(self, kernel: kernel_calls.ConvKernel, x: Tensor) -> np.ndarray[Any, Any]:
+        return self.memory.next(len(x), kernel.outputs, *(kernel.scale * side for side in x.shape[2:]))
+
+    def _clamped(self, y: Tensor) -> Tensor:
         return y if self.layer.clamp is None else y.clamp_(-self.layer.clamp, self.layer.clamp)
 
 

@@ -345,10 +345,15 @@ class OpenedImage:
 
     def _rgbs(self, x: Tensor) -> list[tuple[int, Tensor]]:
         """The same layer by layer."""
-        found = []
-        for resolution, layer in self.above:
+        found, colours = [], None
+        for place, (resolution, layer) in enumerate(self.above):
+            after = self.above[place + 1][1] if place + 1 < len(self.above) else None
             if layer.is_rgb:
-                found.append((resolution, layer(x)))
+                found.append((resolution, layer(x) if colours is None else colours))
+                colours = None
+            elif isinstance(layer, KernelLayer) and layer.shows(after):
+                features, colours = layer.with_colours(x, after, keep=place + 2 < len(self.above))
+                x = x if features is None else features
             else:
                 x = layer(x)
         return found

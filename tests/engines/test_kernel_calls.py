@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,59 @@ def test_colours(with_kernels: Path) -> None:
     assert np.abs(rgb(x, weight) - (expected - bias[:, None, None])).max() < 1e-5
 
 
+@pytest.mark.parametrize("size", [(2, 16), (6, 48), (10, 272), (64, 64)], ids=lambda size: "x".join(map(str, size)))
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("outputs", [20, 72])
+def test_colours_in_the_pass_of_their_layer(
+    with_kernels: Path, size: tuple[int, int], count: int, outputs: int
+) -> None:
+    """The colours of the features, whether these are wanted or not; more channels than one output transform takes."""
+    draw = np.random.default_rng(3)
+    shapes = {"style": (12,), "demod": (outputs,), "noise": size, "bias": (outputs,)}
+    rest: dict[str, Any] = {name: draw.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    weight, x, colours, bias = (
+        draw.standard_normal(shape).astype(np.float32)
+        for shape in ((outputs, 12, 3, 3), (count, 12, *size), (3, outputs), (3,))
+    )
+    layer = ConvKernel(weight)
+    features = layer(x, **rest, gain=1.5)
+    out = np.full_like(features, np.nan)
+    for wanted_bias, wanted_out, threads in ((bias, out, 1), (bias, None, 3), (None, None, 1)):
+        expected = np.einsum("kc,nchw->nkhw", colours.astype(np.float64), features)
+        expected += 0 if wanted_bias is None else bias[:, None, None]
+        found = layer.with_colours(x, colours, wanted_bias, out=wanted_out, **rest, gain=1.5, threads=threads)
+        assert found.shape == expected.shape
+        assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
+    assert np.array_equal(out, features)
+
+
+@pytest.mark.parametrize("fir", [None, FIR], ids=["plain", "up"])
+def test_many_channels_are_added_in_parts(with_kernels: Path, fir: Array | None) -> None:
+    draw = np.random.default_rng(4)
+    inputs, outputs, scale = 516, 8, 1 if fir is None else 2
+    weight = draw.standard_normal((outputs, inputs, 3, 3) if fir is None else (inputs, outputs, 3, 3), np.float32)
+    x = draw.standard_normal((1, inputs, 9, 37), np.float32)
+    shapes = {"style": (inputs,), "demod": (outputs,), "noise": (scale * 9, scale * 37), "bias": (outputs,)}
+    rest = {name: draw.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+    expected = wanted(x, weight, fir, rest, 1.5)
+    assert np.abs(ConvKernel(weight, fir)(x, **rest, gain=1.5) - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("fir", [None, FIR], ids=["plain", "up"])
+def test_a_map_that_goes_past_the_cache_is_the_same(with_kernels: Path, fir: Array | None) -> None:
+    """From 8 Mi floats on, in lines of the cache; a map that begins between two lines is written as small ones are."""
+    draw = np.random.default_rng(5)
+    side, scale = (1456, 1) if fir is None else (728, 2)
+    layer = ConvKernel(draw.standard_normal((4, 4, 3, 3), np.float32), fir)
+    x, bias = draw.standard_normal((1, 4, side, side), np.float32), draw.standard_normal(4, np.float32)
+    shape = (1, 4, scale * side, scale * side)
+    memory = np.empty(math.prod(shape) + 64, np.float32)
+    line = -memory.ctypes.data // 4 % 16
+    past, through = (memory[at : at + math.prod(shape)].reshape(shape) for at in (line, line + 1))
+    expected = layer(x, bias=bias, out=through).copy()
+    assert np.array_equal(layer(x, bias=bias, out=past, threads=2), expected)
+
+
 def test_what_does_not_fit_is_named(with_kernels: Path) -> None:
     weight, x = np.ones((8, 4, 3, 3), np.float32), np.ones((1, 4, 16, 16), np.float32)
     layer = ConvKernel(weight)
@@ -103,6 +157,14 @@ def test_what_does_not_fit_is_named(with_kernels: Path) -> None:
         ConvKernel(weight, np.ones((3, 3)))
     with pytest.raises(ValueError, match="multiple of 16"):
         rgb(np.ones((1, 4, 4, 24), np.float32), np.ones((3, 4), np.float32))
+    with pytest.raises(ValueError, match="multiple of 16"):
+        layer.with_colours(np.ones((1, 4, 4, 24), np.float32), np.ones((3, 8), np.float32), out=None)
+    with pytest.raises(ValueError, match=r"weight is \(3, 4\), expected \(3, 8\)"):
+        layer.with_colours(x, np.ones((3, 4), np.float32), out=None)
+    with pytest.raises(ValueError, match=r"out is \(1, 4, 16, 16\), expected \(1, 8, 16, 16\)"):
+        layer.with_colours(x, np.ones((3, 8), np.float32), out=x)
+    with pytest.raises(ValueError, match="doubles the map"):
+        ConvKernel(weight, FIR).with_colours(x, np.ones((3, 8), np.float32), out=None)
 
 
 def test_a_filter_that_is_no_outer_product_is_refused(with_kernels: Path) -> None:
