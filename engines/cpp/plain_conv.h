@@ -77,7 +77,7 @@ struct StrideOne {
     for (int u = 0; u < 6; u++) transform_input(down[u], to + u * 6, 1);
   }
 
-  static void output(const float* m, V y[4][4]) { untransform(m, y); }
+  static void output(const float* m, V y[4][4]) { untransform(m, kLanes, y); }
 };
 
 struct StrideTwo {  // a line is its odd places, from -1 on, and behind them its even places
@@ -153,7 +153,7 @@ class PlainBlock {
       const Products of = Scheme::products(set);
       const int64_t vectors = units_ * of.count;
       for (int64_t at = 0; at < vectors;) {
-        const int64_t wide = panel(vectors - at);
+        const int64_t wide = panel_size(vectors - at);
         panels_.push_back({set, at, wide, start});
         for (int64_t k = 0; k < wide; k++, at++)
           places_[static_cast<size_t>(at / of.count * Scheme::kProduct + of.first + at % of.count)] =
@@ -195,14 +195,14 @@ class PlainBlock {
     const int64_t stride = row_floats();
     for (const Panel& of : panels_) {
       const Products products = Scheme::products(of.set);
-      int64_t at[3];
+      int64_t at[kPanel];
       for (int64_t k = 0; k < of.wide; k++) {
         const int64_t n = of.first + k;
         at[k] = (n / products.count * Scheme::kProduct + products.first + n % products.count) * kLanes;
       }
       for (int64_t o = begin; o < end; o += kRows) {
         const float* taps = filter_.taps.get() + (of.set * filter_.out + o) * filter_.in;
-        kMultiply[of.wide](taps, v + of.start, filter_.in, of.wide * kLanes, m + (o - begin) * stride, stride, at);
+        kMultiply[of.wide](taps, v + of.start, filter_.in, m + (o - begin) * stride, stride, at, false);
       }
     }
     for (int64_t o = begin; o < end; o++)
@@ -218,12 +218,10 @@ class PlainBlock {
     int64_t first, wide, start;
   };
 
-  using Multiply = void (*)(const float*, const float*, int64_t, int64_t, float*, int64_t, const int64_t*);
-  static constexpr Multiply kMultiply[4] = {nullptr, multiply<1>, multiply<2>, multiply<3>};
+  using Multiply = void (*)(const float*, const float*, int64_t, float*, int64_t, const int64_t*, bool);
+  static constexpr Multiply kMultiply[4] = {nullptr, multiply<1, kLanes>, multiply<2, 2 * kLanes>, multiply<3>};
 
   static int64_t tiles(int64_t side) { return (side + kTile - 1) / kTile; }
-  // One vector alone would waste two thirds of the sums.
-  static int64_t panel(int64_t left) { return left == 4 ? 2 : std::min<int64_t>(left, 3); }
 
   void write_unit(int64_t o, int64_t unit, const float* m) const {
     const V scale = _mm256_set1_ps(map_.scale[o]), bias = _mm256_set1_ps(map_.bias[o]);

@@ -15,16 +15,16 @@ constexpr int64_t kRows = 4, kPanel = 3, kPanelFloats = kPanel * kLanes, kDeep =
 // Of `left` vectors, how many the next panel takes. One alone would waste two thirds of the sums.
 inline int64_t panel_size(int64_t left) { return left == 4 ? 2 : std::min(left, kPanel); }
 
-// Four rows of m, `row_stride` apart, at `at`[0..N) = taps [in][4] x v [in][panel], for N = 1..3 vectors; with `more`,
+// Four rows of m, `row_stride` apart, at `at`[0..N) = taps [in][4] x v [in][Step], for N = 1..3 vectors; with `more`,
 // added to what is there. The twelve sums are spelt out: as an array, compilers keep them in memory.
-template <int N>
+template <int N, int64_t Step = kPanelFloats>
 inline void multiply(const float* taps, const float* v, int64_t in, float* m, int64_t row_stride,
                      const int64_t at[kPanel], bool more = false) {
   const V zero = _mm256_setzero_ps();
   V a0 = zero, a1 = zero, a2 = zero, b0 = zero, b1 = zero, b2 = zero;
   V c0 = zero, c1 = zero, c2 = zero, d0 = zero, d1 = zero, d2 = zero;
 #pragma GCC unroll 4
-  for (int64_t i = 0; i < in; i++, v += kPanelFloats, taps += kRows) {
+  for (int64_t i = 0; i < in; i++, v += Step, taps += kRows) {
     const V x0 = _mm256_load_ps(v), x1 = N > 1 ? _mm256_load_ps(v + kLanes) : zero,
             x2 = N > 2 ? _mm256_load_ps(v + 2 * kLanes) : zero;
     V w = _mm256_broadcast_ss(taps);
