@@ -193,7 +193,8 @@ def prompt_rows(
     """One prompt, in its recommended layers: the finite table comes first and says how many channels are kept."""
     sigma = subject.pack.statistics.s_std.numpy().astype(np.float64)
     inside = subject.mask(settings.get("resolutions"))
-    asked, finite = asked_channels(subject.generator), ways[0].relevance(text) * inside
+    asked = [channel for channel in asked_channels(subject.generator) if inside[channel]]
+    finite = ways[0].relevance(text) * inside
     matched, alpha = max(1, int((np.abs(finite) >= settings["beta"]).sum())), float(settings["alpha"])
     rows = []
     for way in ways:
