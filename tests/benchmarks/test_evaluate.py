@@ -427,7 +427,7 @@ def test_settings_are_merged_into_the_pack(pack: Pack, prompts: list, tmp_path: 
     entry = {"target": "glasses", "neutral": "no", "alpha": 2.5, "beta": 0.2, "merit": {"global": 0.9}}
     kept = evaluate_recommend.kept_choice(pack, tmp_path / "mine", prompts, faces=8)
     written = load_pack(evaluate_recommend.write(pack, tmp_path / "mine", {"glasses": entry}, {}, kept))
-    kept = {key: pack.prompts["glasses"][key] for key in ("mapper", "strength")}
+    kept = {key: pack.prompts["glasses"][key] for key in ("mapper", "strength", "resolutions")}
     assert written.prompts["glasses"] == {**kept, "target": "glasses", "neutral": "no", "alpha": 2.5, "beta": 0.2}
     assert written.prompts["hat"] == pack.prompts["hat"]
     assert written.components == pack.components

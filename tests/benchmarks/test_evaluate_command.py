@@ -108,7 +108,8 @@ def test_recommend_writes_a_pack_that_edit_takes_its_settings_from(
     assert float(rows[0]["alpha"]) == entry["alpha"]
     assert str(mine) in output
     assert edited(mine, "red-hair", tmp_path) == {"target": "red hair", "neutral": entry["neutral"], "beta": 0.12,
-                                                  "alpha": entry["alpha"]}  # fmt: skip
+                                                  "alpha": entry["alpha"],
+                                                  "resolutions": entry["resolutions"]}  # fmt: skip
 
 
 def edited(pack: Path, prompt: str, folder: Path) -> dict[str, object]:
