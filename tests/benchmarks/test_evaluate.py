@@ -154,8 +154,9 @@ def test_no_edit_changes_nothing(subject: Subject, clip: ClipScorer, prompts: li
     lacking = subject.lacking("glasses", faces)
     still = replace(evaluate_methods.global_edit(subject, prompts[0]), alpha=0.0)
     row, images = evaluate.measure(subject, still, lacking, clip)
-    assert torch.equal(images, lacking.images)
-    assert [row[key] for key in ("success", "others_changed", "clip_gain", "clip_others", "delta_s")] == [0] * 5
+    assert torch.allclose(images, lacking.images, atol=1e-5)  # other batches: convolutions may round otherwise
+    assert [row[key] for key in ("success", "others_changed", "clip_others", "delta_s")] == [0] * 4
+    assert row["clip_gain"] == pytest.approx(0, abs=1e-5)
     assert row["identity_cosine"] == pytest.approx(1, abs=1e-4)
     assert row["delta_w"] is None
 
