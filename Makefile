@@ -59,7 +59,7 @@ optimize: $(VENV)/.demo
 mapper: $(VENV)/.demo
 	@mkdir -p $(OUT)
 	$(CLI) train mapper --prompt $(PROMPT) --out $(OUT)/mapper-pack
-	$(CLI) $(SCORE) --methods mapper --pack $(OUT)/mapper-pack --out $(OUT)/mapper
+	$(CLI) $(SCORE) --methods mapper --recommend --pack $(OUT)/mapper-pack --out $(OUT)/mapper
 
 directions: $(VENV)/.demo
 	@mkdir -p $(OUT)

@@ -201,18 +201,19 @@ def _recommend(subject: Subject, prompts: list[Prompt], given: dict[str, Any]) -
     from . import evaluate_recommend as recommending
 
     pack, out, neutrals, faces = subject.pack, given["out_pack"], given["neutrals"], given["selection_faces"]
-    mappers = "mapper" in given["ways"].methods
-    kept = recommending.kept_choice(pack, out, prompts, neutrals=neutrals, faces=faces, mappers=mappers)
+    methods = set(given["ways"].methods)
+    what = {"mappers": "mapper" in methods, "directions": methods != {"mapper"}}
+    kept = recommending.kept_choice(pack, out, prompts, neutrals=neutrals, faces=faces, **what)
     if earlier := kept.load():
         entries, reasons = earlier[1]["entries"], earlier[1]["reasons"]
     else:
         selection = subject.faces_of(sample(pack, range(SELECTION_SEED, SELECTION_SEED + faces)))
-        entries, reasons = recommending.recommend(subject, prompts, selection, neutrals, mappers=mappers)
+        entries, reasons = recommending.recommend(subject, prompts, selection, neutrals, **what)
     written = recommending.write(pack, out, entries, reasons, kept) if entries else None
     record = {
         "settings": entries,
         "pack": str(written) if written else None,
-        "notes": recommending.table_notes(subject, entries),
+        "notes": recommending.table_notes(subject, entries) if what["directions"] else [],
         "selection_faces": given["selection_faces"],
     }
     left_out = {f"{name}, recommend": reason for name, reason in reasons.items()}

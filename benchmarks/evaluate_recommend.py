@@ -22,14 +22,20 @@ COARSE_FACES = 40
 
 
 def recommend(
-    subject: Subject, prompts: Sequence[Prompt], faces: Faces, neutrals: Sequence[str] = (), mappers: bool = True
+    subject: Subject,
+    prompts: Sequence[Prompt],
+    faces: Faces,
+    neutrals: Sequence[str] = (),
+    mappers: bool = True,
+    directions: bool = True,
 ) -> tuple[dict[str, Row], dict[str, str]]:
     """The entry of pack.json that each prompt should have, and why others have none.
 
     Args:
         faces: the selection faces; those that lack a prompt's target are edited.
         neutrals: candidates for the neutral text, besides each prompt's own.
-        mappers: choose the strength of the prompts' mappers as well.
+        mappers: choose the strength of the prompts' mappers.
+        directions: choose texts, alpha, beta and resolutions.
     Returns:
         ({prompt: {target, neutral, alpha, beta, resolutions, strength?, merit}}, {prompt: reason}).
     """
@@ -37,13 +43,16 @@ def recommend(
     reasons: dict[str, str] = {}
     for prompt in tqdm(prompts, "recommend", unit="prompt", disable=None):
         try:
-            found[prompt.name] = _entry(subject, prompt, faces, neutrals, mappers)
+            entry = _entry(subject, prompt, faces, neutrals) if directions else {"merit": {}}
+            if mappers and (prompt.mapper or not directions):
+                entry["strength"] = search.choose_strength(subject, prompt.name, faces, prompt.mapper)
+            found[prompt.name] = entry
         except StyleclipError as error:
             reasons[prompt.name] = str(error)
     return found, reasons
 
 
-def _entry(subject: Subject, prompt: Prompt, faces: Faces, neutrals: Sequence[str], mappers: bool) -> Row:
+def _entry(subject: Subject, prompt: Prompt, faces: Faces, neutrals: Sequence[str]) -> Row:
     """The settings of one prompt over the whole table, which is what `edit` moves; merits of the best, by table."""
     texts = ([prompt.target], list(dict.fromkeys([prompt.neutral, *neutrals])))
     chosen = {
@@ -51,10 +60,7 @@ def _entry(subject: Subject, prompt: Prompt, faces: Faces, neutrals: Sequence[st
         for name, table in tables_of(subject).items()
     }
     merits = {name: _merit(subject, name, prompt, faces, setting) for name, setting in chosen.items()}
-    entry: Row = asdict(chosen["global"])
-    if mappers and prompt.mapper:
-        entry["strength"] = search.choose_strength(subject, prompt.name, faces, prompt.mapper)
-    return {**entry, "merit": merits}
+    return {**asdict(chosen["global"]), "merit": merits}
 
 
 def _merit(subject: Subject, table: str, prompt: Prompt, faces: Faces, setting: search.Setting) -> float:

@@ -403,6 +403,18 @@ def test_the_search_finds_the_planted_range(
     assert evaluate_recommend.with_settings(prompts, found)[0].resolutions == chosen
 
 
+def test_a_mapper_alone_gets_its_strength_and_nothing_else(
+    planned: Planned, prompts: list, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(search, "choose", lambda *_, **__: pytest.fail("directions were not asked for"))
+    monkeypatch.setattr(search, "choose_strength", lambda *_: 1.2)
+    found, reasons = evaluate_recommend.recommend(planned, prompts[:1], PlannedFaces(30), directions=False)
+    assert (found, reasons) == ({"glasses": {"merit": {}, "strength": 1.2}}, {})
+    kept = evaluate_recommend.kept_choice(planned.pack, tmp_path / "mine", prompts, faces=8)
+    written = load_pack(evaluate_recommend.write(planned.pack, tmp_path / "mine", found, {}, kept))
+    assert written.prompts["glasses"] == {**planned.pack.prompts["glasses"], "strength": 1.2}
+
+
 def test_ranges_lie_on_either_side_of_at_most_three_resolutions() -> None:
     assert search.ranges((4, 8, 16, 32, 64)) == ["16-", "-8", "32-", "-16"]
     assert search.ranges([2**k for k in range(2, 11)]) == ["16-", "-8", "64-", "-32", "256-", "-128"]
