@@ -19,15 +19,12 @@ from ..runtime.prompts import TextEncoder, resolve
 from ..runtime.steps import plan
 from ..runtime.store import sample_portrait
 from .memory import peak_rss_mib
-from .plan import LOAD_ALL, LOAD_EDIT
+from .plan import ALL_LAYERS, LOAD_ALL, LOAD_EDIT
 from .samples import Latencies
 from .worker import private_stdout
 
 Rows = list[dict[str, Any]]
 ALPHAS = (-3.0, -1.0, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0)
-ALL_LAYERS = "all layers"
-"""Shares of a direction's squared length that a slider may leave out (see `Editor.slider`): a usual one, and one as the
-colour prompts of toyfaces need it to start higher."""
 GRID = f"grid of {len(ALPHAS)}"
 """What a row is called whose steps run as one batch."""
 WHOLE = "first layer"

@@ -33,6 +33,8 @@ ENGINE_NAMES = {
 ENGINES = (*ENGINE_NAMES, "aotinductor", "torch")
 TASKS = ("synthesize", "edit", "slider")
 EXTRAS = ("stages", "sliders", "cold", "opening")
+ALL_LAYERS = "all layers"
+"""What follows the name of a prompt, behind a comma, in the row of a slider that is not kept to recommended ones."""
 COLOUR_PROMPTS = ("purple-hair", "blond-hair", "grey-hair", "lipstick")
 """Prompts that a slider is also measured with under a share that may be left out."""
 LOAD_EDIT, LOAD_ALL = "open and load the edit", "open and load every graph"

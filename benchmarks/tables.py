@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .plan import COLOUR_PROMPTS, LOAD_EDIT, OPENING_STEPS
+from .plan import ALL_LAYERS, COLOUR_PROMPTS, LOAD_EDIT, OPENING_STEPS
 from .records import COLUMNS, Record, cell, read_rows
 from .report_text import markdown
 from .scenarios import SCENARIOS
@@ -168,7 +168,7 @@ def slider_gains(rows: Rows) -> str:
     for name, row in first.items():
         gains = [factor(cells[name, engine]["gain"]) if (name, engine) in cells else "" for engine in engines]
         place = [row.get("resolutions") or "all", row.get("start") or "", percent(row.get("saved") or "")]
-        body.append([name.partition(", all layers")[0], *place, *gains])
+        body.append([name.removesuffix(f", {ALL_LAYERS}"), *place, *gains])
     header = ["prompt", "resolutions", "start", "not repeated", *(f"{engine}, times faster" for engine in engines)]
     return markdown(header, body) if body else "No rows of this kind.\n"
 

@@ -44,7 +44,7 @@ def moves(editor: Editor, steps: Steps, delta_t: F32 | None = None) -> tuple[Ste
     """
     delta_t = text_directions(editor, steps) if delta_t is None else delta_t
     prompts = tuple(step for step in steps if isinstance(step.prompt, Prompt))
-    found = iter(zip(*editor.directions(prompts, delta_t), strict=True) if prompts else ())
+    found = iter(zip(*prompt_directions(editor, prompts, delta_t), strict=True) if prompts else ())
     pairs = [editor.named.step(step) if isinstance(step.prompt, Direction) else next(found) for step in steps]
     return tuple(step for step, _ in pairs), np.stack([delta_s for _, delta_s in pairs])
 

@@ -44,14 +44,8 @@ struct PlainFilter {
 
 // Four vectors of columns of 8 tiles: lane t of vector j is p[at[t] + j].
 inline void columns(const float* p, const int64_t at[8], V out[4]) {
-  const V a = lo_hi(p + at[0], p + at[4]), b = lo_hi(p + at[1], p + at[5]);
-  const V c = lo_hi(p + at[2], p + at[6]), d = lo_hi(p + at[3], p + at[7]);
-  const V ab0 = _mm256_unpacklo_ps(a, b), ab1 = _mm256_unpackhi_ps(a, b);
-  const V cd0 = _mm256_unpacklo_ps(c, d), cd1 = _mm256_unpackhi_ps(c, d);
-  out[0] = _mm256_shuffle_ps(ab0, cd0, 0x44);
-  out[1] = _mm256_shuffle_ps(ab0, cd0, 0xEE);
-  out[2] = _mm256_shuffle_ps(ab1, cd1, 0x44);
-  out[3] = _mm256_shuffle_ps(ab1, cd1, 0xEE);
+  transpose4(lo_hi(p + at[0], p + at[4]), lo_hi(p + at[1], p + at[5]), lo_hi(p + at[2], p + at[6]),
+             lo_hi(p + at[3], p + at[7]), out);
 }
 
 // A plane holds the lines of a block of tiles, from the one above the first tile on, each with a zero before it and

@@ -56,15 +56,19 @@ inline V lo_hi(const float* low, const float* high) {
   return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(low)), _mm_loadu_ps(high), 1);
 }
 
-// Four vectors whose lane t is p[4 t + j], j = 0..3.
-inline void split4(const float* p, V out[4]) {
-  const V a = lo_hi(p, p + 16), b = lo_hi(p + 4, p + 20), c = lo_hi(p + 8, p + 24), d = lo_hi(p + 12, p + 28);
+// The columns of four by four floats, in the low and in the high half: out[j] is a[j], b[j], c[j], d[j].
+inline void transpose4(V a, V b, V c, V d, V out[4]) {
   const V ab0 = _mm256_unpacklo_ps(a, b), ab1 = _mm256_unpackhi_ps(a, b);
   const V cd0 = _mm256_unpacklo_ps(c, d), cd1 = _mm256_unpackhi_ps(c, d);
   out[0] = _mm256_shuffle_ps(ab0, cd0, 0x44);
   out[1] = _mm256_shuffle_ps(ab0, cd0, 0xEE);
   out[2] = _mm256_shuffle_ps(ab1, cd1, 0x44);
   out[3] = _mm256_shuffle_ps(ab1, cd1, 0xEE);
+}
+
+// Four vectors whose lane t is p[4 t + j], j = 0..3.
+inline void split4(const float* p, V out[4]) {
+  transpose4(lo_hi(p, p + 16), lo_hi(p + 4, p + 20), lo_hi(p + 8, p + 24), lo_hi(p + 12, p + 28), out);
 }
 
 // The inverse: 32 floats in order, as four vectors.
