@@ -4,15 +4,17 @@
 over the generator as published (`baseline.ORIGINAL`), one picture at a time at full size, its pixels through Pillow's
 bicubic resize. Ours is what `train directions` runs; what it computes once for an image and a block of channels is
 timed apart and shared among the block. "near" is ours with `--render-at`, an approximation. `error` renders a slice of
-the table over all images and replays the early stop.
+a pack's table over all images and replays the early stop; the images that it takes there, and the time of the gradients
+that it needs, give what a whole table costs with it.
 """
 
 from __future__ import annotations
 
 import csv
+import multiprocessing
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,65 +25,22 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from ..engines.errors import StyleclipError
-from ..runtime.training.directions import BLOCK, group_size, moved_features, resolution_for
-from ..runtime.training.directions_finite import PSI, base_faces, front_of
+from ..engines.errors import InputError, StyleclipError
+from ..runtime.training.directions import BLOCK, TOLERANCE, group_size, moved_features, resolution_for
+from ..runtime.training.directions_finite import front_of
 from ..runtime.training.directions_plain import plain_rows
+from ..runtime.training.directions_predicted import FACES, probes_for
 from ..runtime.training.directions_render import OpenedImage, Renderer
-from ..runtime.training.directions_stop import differences, replay
+from ..runtime.training.directions_stop import differences
+from ..runtime.training.jacobian import chunk_size, embed, pullbacks
+from ..runtime.training.memory import keep_freed_memory
 from ..runtime.training.networks.clip import Clip
-from ..runtime.training.networks.stylegan2 import Generator, StyleLayer
-from ..runtime.training.pack import load_pack
+from ..runtime.training.networks.stylegan2 import StyleLayer
 from .baseline import ORIGINAL, Variant, image_u8
-from .network import SIZES, WIDTHS, NetworkSpec, random_network
+from .directions_error import Row, errors
+from .directions_subject import IMAGES, SIGMAS, Subject, pack_subject, random_subject, spread
+from .network import SIZES, WIDTHS
 from .report import RESULTS
-
-VIT_B32 = {
-    "embed_dim": 512,
-    "vision_cfg": {"image_size": 224, "layers": 12, "width": 768, "patch_size": 32},
-    "text_cfg": {"context_length": 8, "vocab_size": 16, "width": 64, "heads": 1, "layers": 1},
-    "quick_gelu": True,
-}
-"""StyleCLIP's CLIP with random weights; its text tower is not run here and is kept small."""
-SIGMAS, IMAGES = 5.0, 100
-TOLERANCES = (0.005, 0.01, 0.02)
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is measured: a generator, CLIP, the moments of style space [S] and the styles of base images [n,S]."""
-
-    name: str
-    generator: Generator
-    clip: Clip
-    mean: Tensor
-    std: Tensor
-    styles: Tensor
-
-    def layers(self) -> list[tuple[int, StyleLayer]]:
-        """Index and layer of every convolution: the published table's."""
-        return [(i, layer) for i, layer in enumerate(self.generator.style_layers) if layer.kind == "conv"]
-
-
-def pack_subject(name: str, images: int) -> Subject:
-    """The networks and statistics of a pack, with the base images of its tables."""
-    pack = load_pack(name)
-    statistics = pack.statistics
-    w = base_faces(pack.generator, images, float(statistics.config.get("psi", PSI)))
-    styles = pack.generator.styles(w)
-    return Subject(pack.name, pack.generator, pack.clip, statistics.s_mean, statistics.s_std, styles)
-
-
-def random_subject(size: int, width: str, images: int) -> Subject:
-    """A generator of `size` px and a ViT-B/32 with seeded random weights: time does not depend on weights."""
-    network = random_network(NetworkSpec(size=size, width=width))
-    generator = network.generator
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        clip = Clip(VIT_B32).eval().requires_grad_(False)
-    many = generator.styles(base_faces(generator, max(256, images), PSI))
-    return Subject(f"{size}px-{width}", generator, clip, many.mean(0), many.std(0), many[:images].clone())
 
 
 def pillow_encoder(clip: Clip) -> Callable[[Tensor], Tensor]:
@@ -94,11 +53,6 @@ def pillow_encoder(clip: Clip) -> Callable[[Tensor], Tensor]:
         return clip.model.visual(normalise(pixels))  # type: ignore[operator,no-any-return,union-attr]
 
     return encode
-
-
-def spread(layer: StyleLayer, count: int) -> list[int]:
-    """`count` channels evenly over a layer, numbered within it; all where it has fewer."""
-    return [int(c) for c in np.unique(np.linspace(0, layer.channels - 1, min(count, layer.channels)).round())]
 
 
 # Time -------------------------------------------------------------------------------------------------------------
@@ -190,69 +144,48 @@ def _median(rows: Sequence[Row]) -> Row:
     return {**rows[0], **numbers}
 
 
-def with_early_stop(rows: list[Row], stops: dict[str, float], images: int = IMAGES) -> None:
-    """Adds to each row how much cheaper the rows of its channels are when they stop after `stops[layer]` images."""
-    cost = 0.0
+def gradient_ms(subject: Subject, probes: int, timed_probes: int = 3) -> float:
+    """Milliseconds that the gradients for the early stop take for one base image, its share of the probes included."""
+    generator, encode = subject.generator, subject.clip.encode_image
+    s = subject.styles[: chunk_size(generator)]
+    embed(generator, encode, s)
+    forward, embedded = timed(lambda: embed(generator, encode, s))
+    passes = pullbacks(generator, encode, s, torch.eye(embedded.shape[1])[: timed_probes + 1])
+    next(passes)
+    backward = float(np.median([timed(lambda: next(passes))[0] for _ in range(timed_probes)]))
+    return (forward * (1 + FACES / IMAGES) + backward * probes) / len(s)
+
+
+def _gradient_ms(pack: str, size: str | None, width: str, threads: int) -> float:
+    """`gradient_ms` under the memory settings of `train directions`."""
+    keep_freed_memory()
+    torch.set_num_threads(threads)
+    subject = random_subject(int(size), width, 1) if size else pack_subject(pack, 16)
+    return gradient_ms(subject, probes_for(1.0, IMAGES, sum(layer.channels for _, layer in subject.layers())))
+
+
+def gradient_ms_apart(pack: str, size: str | None, width: str) -> float:
+    """The same in a process of its own: the original's loop keeps the memory settings that it has."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_gradient_ms, pack, size, width, torch.get_num_threads()).result()
+
+
+def with_early_stop(rows: list[Row], stops: dict[str, float], gradients_ms: float, images: int = IMAGES) -> None:
+    """Adds to each row how much cheaper the rows of its channels are when they stop after `stops[layer]` images.
+
+    `gradients_ms`, of one image, is shared among all channels.
+    """
+    whole, share = rows[-1], gradients_ms / rows[-1]["channels"]
     for row in rows[:-1]:
-        used = stops[row["layer"]]
-        row["mean_images"], row["times_cheaper"] = used, row["times_faster"] * images / used
-        cost += row["channels"] * row["ours_ms"] * used
-    whole = rows[-1]
-    whole["times_cheaper"] = whole["original_ms"] * whole["channels"] * images / cost
+        row["mean_images"], row["gradient_ms"] = stops[row["layer"]], share
     whole["mean_images"] = sum(row["channels"] * row["mean_images"] for row in rows[:-1]) / whole["channels"]
-
-
-# Error ------------------------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def image_differences(subject: Subject, count: int) -> Iterator[tuple[StyleLayer, Tensor]]:
-    """delta_i [n,C,E] of `count` channels of every layer, over all base images."""
-    renderer, encode = Renderer(subject.generator, front_of(subject.clip)), subject.clip.encode_image
-    group = group_size(renderer)
-    for index, layer in tqdm(subject.layers(), "error", unit="layer", disable=None):
-        channels = spread(layer, count)
-        places = torch.tensor(channels) + layer.offset
-        mean, reach = subject.mean[places], SIGMAS * subject.std[places]
-        found = []
-        for s in subject.styles:
-            opened = renderer.open(s, index)
-            parts = [slice(start, start + group) for start in range(0, len(channels), group)]
-            features = [moved_features(opened, encode, channels[p], mean[p], reach[p]) for p in parts]
-            found.append(differences(torch.cat(features)))
-        yield layer, torch.stack(found)
-
-
-def errors(subject: Subject, count: int, tolerances: Sequence[float] = TOLERANCES) -> list[Row]:
-    """Rows by tolerance and layer, and one for the whole table at each tolerance."""
-    measured = list(image_differences(subject, count))
-    rows = []
-    for tolerance in tolerances:
-        layers = []
-        for layer, delta in measured:
-            full, _ = replay(delta, 0.0)
-            early, used = replay(delta, tolerance)
-            layers.append((layer, (full * early).sum(1), used.double()))
-        weights = torch.cat([torch.full((len(c),), layer.channels / len(c)) for layer, c, _ in layers]).double()
-        whole = torch.cat([c for _, c, _ in layers]), torch.cat([used for _, _, used in layers])
-        rows += [_error(tolerance, layer.name, layer.channels, c, used) for layer, c, used in layers]
-        total = sum(layer.channels for layer, _, _ in layers)
-        rows.append(_error(tolerance, "table", total, *whole, weights / weights.sum()))
-    return rows
-
-
-def _error(
-    tolerance: float, layer: str, channels: int, cosine: Tensor, used: Tensor, weights: Tensor | None = None
-) -> Row:
-    weights = torch.full_like(cosine, 1 / len(cosine)) if weights is None else weights
-    near = float((weights * (cosine >= 0.99)).sum())
-    return {
-        "tolerance": tolerance, "layer": layer, "channels": channels, "measured": len(cosine),
-        "mean_images": round(float((weights * used).sum()), 2),
-        "cosine_mean": round(float((weights * cosine).sum()), 5),
-        "cosine_p05": round(float(cosine.quantile(0.05)), 5), "cosine_min": round(float(cosine.min()), 5),
-        "share_099": round(near, 4),
-    }  # fmt: skip
+    whole["gradient_ms"] = share
+    for way in [way for way in ("", "near_") if f"{way}times_faster" in whole]:
+        key = f"{way}ms" if way else "ours_ms"
+        for row in rows[:-1]:
+            row[f"{way}times_cheaper"] = row["original_ms"] * images / (row[key] * row["mean_images"] + share * images)
+        cost = sum(row["channels"] * (row[key] * row["mean_images"] + share * images) for row in rows[:-1])
+        whole[f"{way}times_cheaper"] = whole["original_ms"] * whole["channels"] * images / cost
 
 
 # Command ----------------------------------------------------------------------------------------------------------
@@ -270,11 +203,18 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
         )  # fmt: skip
 
 
-def read_stops(path: Path, tolerance: float) -> dict[str, float]:
-    """Mean images by layer from the CSV of `error`."""
+def read_stops(path: Path, tolerance: float, layers: Sequence[str]) -> dict[str, float]:
+    """Mean images of `layers` from the CSV of `error`; those of its table for layers of another network.
+
+    InputError where the CSV has no rows of that tolerance.
+    """
     with path.open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if float(row["tolerance"]) == tolerance]
-    return {row["layer"]: float(row["mean_images"]) for row in rows}
+    found = {row["layer"]: float(row["mean_images"]) for row in rows}
+    if "table" not in found:
+        raise InputError(f"{path} has no rows of tolerance {tolerance:g}; make it anew with `directions_bench error`")
+    own = set(layers) <= set(found)
+    return {layer: found[layer if own else "table"] for layer in layers}
 
 
 OUT = click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=RESULTS, metavar="DIR",
@@ -301,7 +241,8 @@ def main() -> None:
 @click.option("--slice", "count", type=click.IntRange(1), metavar="COUNT",
               help="Channels a layer in a round.  [default: 8; 1 with --size]")  # fmt: skip
 @click.option("--rounds", type=click.IntRange(1), metavar="COUNT", help="[default: 3; 1 with --size]")
-@click.option("--tolerance", type=float, default=0.01, show_default=True, help="Of the early stop, for a pack.")
+@click.option("--tolerance", type=float, default=TOLERANCE, show_default=True,
+              help="Of the early stop; how many images it takes comes from the CSV of `error` for --pack.")  # fmt: skip
 @click.option("--render-at", metavar="full|clip|PIXELS", default="clip", show_default=True,
               help="Also ours up to this resolution, where the generator is larger.")  # fmt: skip
 @THREADS
@@ -316,9 +257,10 @@ def speed(
     subject = random_subject(int(size), width, 1) if size else pack_subject(pack, 1)
     near = resolution_for(render_at, subject.generator.config.resolutions, subject.clip.image_size)
     rows = race(subject, count or (1 if size else 8), rounds or (1 if size else 3), render_at=near)
-    stops = out / f"directions-error-{subject.name}.csv"
+    stops = out / f"directions-error-{Path(pack).name}.csv"
     if stops.exists():
-        with_early_stop(rows, read_stops(stops, tolerance))
+        layers = [row["layer"] for row in rows[:-1]]
+        with_early_stop(rows, read_stops(stops, tolerance, layers), gradient_ms_apart(pack, size, width))
     _finish(out / f"directions-speed-{subject.name}.csv", rows)
 
 

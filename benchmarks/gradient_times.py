@@ -21,8 +21,9 @@ import numpy as np
 from ..engines.errors import InputError
 from ..runtime.store import sample_portrait
 from ..runtime.training.chunks import in_chunks
-from ..runtime.training.directions import DirectionRecipe, asked_channels
+from ..runtime.training.directions import TOLERANCE, DirectionRecipe, asked_channels
 from ..runtime.training.directions_finite import base_faces
+from ..runtime.training.directions_predicted import probes_for
 from ..runtime.training.gradient import GradientRecipe, gradient_relevance
 from ..runtime.training.loop import device
 from ..runtime.training.pack import Pack
@@ -32,8 +33,6 @@ from . import directions_bench
 from .machine import environment
 
 Row = dict[str, Any]
-TOLERANCE = 0.01
-"""Early stop of `train directions`."""
 
 
 def without(pack: Pack, folder: Path, *components: str) -> Path:
@@ -89,8 +88,11 @@ def table_s(bench: directions_bench.Subject, count: int, stops: Path) -> dict[st
     if not stops.is_file():
         raise InputError(f"{stops} is missing; make it with `python -m styleclip_rt.benchmarks.directions_bench error`")
     rows = directions_bench.race(bench, count, 1)
-    directions_bench.with_early_stop(rows, directions_bench.read_stops(stops, TOLERANCE))
     whole = rows[-1]
+    probes = probes_for(TOLERANCE, DirectionRecipe().images, whole["channels"])
+    gradients_ms = directions_bench.gradient_ms(bench, probes)
+    images = directions_bench.read_stops(stops, TOLERANCE, [row["layer"] for row in rows[:-1]])
+    directions_bench.with_early_stop(rows, images, gradients_ms)
     pairs = whole["channels"] * DirectionRecipe().images / 1e3
     original = whole["original_ms"] * pairs
     return {
@@ -103,7 +105,7 @@ def table_s(bench: directions_bench.Subject, count: int, stops: Path) -> dict[st
 def times(subject: Subject, results: Path, rounds: int, threads: int, count: int = 4) -> Row:
     """The row of the CSV: seconds, and how many times the gradients' each table takes."""
     recipe, name = GradientRecipe(), subject.pack.name
-    bench = directions_bench.pack_subject(str(subject.pack.path), 1)
+    bench = directions_bench.pack_subject(str(subject.pack.path), 16)
     stops = results / f"directions-error-{name}.csv"
     gradient_s(subject)  # whatever is set up on the first call is no part of a prompt
     laps = [{"gradient_s": gradient_s(subject), **table_s(bench, count, stops)} for _ in range(rounds)]

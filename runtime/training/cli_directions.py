@@ -39,7 +39,7 @@ METHODS = ("finite", "gradient")
               help="A channel is set to its mean - K and + K standard deviations.")  # fmt: skip
 @click.option("--tolerance", type=click.FloatRange(0, 1, max_open=True), metavar="1-COSINE",
               help="A channel stops when its row is expected to be this near to the finished one; 0: never.  "
-              "[default: 0.01; 0 with --compat]")  # fmt: skip
+              "[default: 0.0125; 0 with --compat]")  # fmt: skip
 @click.option("--render-at", metavar="full|clip|PIXELS", default="full", show_default=True,
               help="Follow a moved channel through all layers, or up to this resolution (clip: as large as CLIP sees): "
               "an approximation, faster where the generator is larger.")  # fmt: skip
@@ -72,12 +72,12 @@ def directions(method: str, pack_name: str, threads: int | None, as_json: bool, 
 
 def _run_finite(pack: Any, options: dict[str, Any]) -> dict[str, Any]:
     """The plan under --dry-run, else the finished run."""
-    from .directions import DirectionRecipe, resolution_for
+    from .directions import TOLERANCE, DirectionRecipe, resolution_for
     from .directions_finite import FiniteRequest, check_parts, make_plan, train_finite
 
     compat, tolerance = options["compat"], options["tolerance"]
     if tolerance is None:
-        tolerance = 0.0 if compat else 0.01
+        tolerance = 0.0 if compat else TOLERANCE
     check_parts(pack)
     render_at = resolution_for(options["render_at"], pack.layout.config.resolutions, pack.clip.image_size)
     recipe = DirectionRecipe(options["images"], options["sigmas"], compat, options["channels"], tolerance, render_at)

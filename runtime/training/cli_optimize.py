@@ -13,6 +13,7 @@ import click
 from ...engines.errors import InputError
 from ..cli_common import F, json_option, print_json
 from ..cli_photo import is_asked, photo_options, photo_settings, take_photo_options
+from .memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from .inputs import Inputs
@@ -91,6 +92,8 @@ def optimize(images: tuple[str, ...], prompt: str, pack_name: str, preset: str |
     from .optimize_output import Files, check_strip
     from .optimize_settings import settings_for
     from .pack import load_pack
+
+    keep_freed_memory()
 
     changes = {name: options.pop(name) for name in NAMES}
     if options["threads"]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from ..cli_common import LazyGroup
+from .memory import keep_freed_memory
 
 # name -> (module:attribute, summary)
 TRAININGS: dict[str, tuple[str, str]] = {
@@ -29,3 +30,4 @@ Examples:
 @click.group(cls=LazyGroup, lazy=TRAININGS, epilog=EPILOG)
 def train() -> None:
     """Train on top of a model pack; every training is resumable and its result goes into a pack."""
+    keep_freed_memory()

@@ -4,13 +4,14 @@ For every channel c of style space and n base images: set the channel to mean - 
 both, embed both with CLIP; the row is the mean over the images of the unit differences, at unit length (GetFs).
 
 It is made block by block: channels of one layer, image after image, so that what lies below is rendered once an image
-(`directions_render`), a channel stops when its row has converged (`directions_stop`), and a killed run continues at
-the image where it stood. `directions_plain` is the loop as published.
+(`directions_render`), a channel stops when its row has converged (`directions_stop`), for which gradients say
+beforehand what to expect of the images left (`directions_predicted`), and a killed run continues at the image where it
+stood. `directions_plain` is the loop as published.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,15 +20,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...engines.errors import InputError
+from .directions_predicted import Predictions, predict, probes_for
 from .directions_progress import Probe, Progress
 from .directions_render import Front, OpenedImage, Renderer
-from .directions_stop import converged, differences, unit
+from .directions_stop import Predicted, converged, differences, estimate, may_stop, unit
+from .jacobian import ImageEncoder
 from .networks.stylegan2 import Generator, StyleLayer
 from .statistics import StyleMoments
 
-ImageEncoder = Callable[[Tensor], Tensor]
 CHANNELS = ("conv", "all")
 BLOCK = 64
+TOLERANCE = 0.0125
+"""Of the early stop, unless another is asked for: with it the rows of a table have a mean cosine of 0.99 or more."""
 ENCODED = 8
 """Channels whose pictures CLIP encodes at once, at least, so that its matrix products have many rows."""
 
@@ -134,12 +138,13 @@ class _Measurement:
         recipe: DirectionRecipe,
         progress: Progress,
         asked: Sequence[int],
+        predictions: Predictions | None,
     ) -> None:
         self.renderer, self.encode_image, self.base = renderer, encode_image, base
         self.mean, self.std = statistics.s_mean.to(base), statistics.s_std.to(base)
         self.recipe, self.progress = recipe, progress
         self.group = group_size(renderer)
-        self.asked = asked
+        self.asked, self.predictions = asked, predictions
 
     def run(self, block: Block, bar: tqdm[None]) -> None:
         """Brings the block's channels to their last image; the bar counts pairs of renders, those saved among them."""
@@ -160,13 +165,30 @@ class _Measurement:
         progress.next_block()
 
     def _stop(self, active: Tensor, seen: int, bar: tqdm[None]) -> None:
-        total, squares = self.progress.total[active], self.progress.squares[active]
-        done = converged(total, squares, seen, self.recipe.images, self.recipe.tolerance)
-        self.progress.active[active[done]] = False
-        self.progress.saved += int(done.sum()) * (self.recipe.images - seen)
+        if not may_stop(seen, self.recipe.tolerance):
+            return
+        progress, images = self.progress, self.recipe.images
+        sums = progress.total[active], progress.squares[active]
+        done = converged(*sums, seen, images, self.recipe.tolerance, self._predicted(active, seen))
+        progress.active[active[done]] = False
+        progress.saved += int(done.sum()) * (images - seen)
         if done.any():
-            bar.total -= int(done.sum()) * (self.recipe.images - seen)
-            bar.set_postfix(saved=f"{100 * self.progress.saved / (len(self.asked) * self.recipe.images):.0f}%")
+            bar.total -= int(done.sum()) * (images - seen)
+            bar.set_postfix(saved=f"{100 * progress.saved / (len(self.asked) * images):.0f}%")
+
+    def _predicted(self, channels: Tensor, seen: int) -> Predicted | None:
+        return self.predictions.sums(channels, seen, self.progress.cross[channels]) if self.predictions else None
+
+    def rows(self) -> Tensor:
+        """The finished table [S,E] float64: unit rows, zero where a channel moves no embedding."""
+        progress = self.progress
+        table = torch.zeros_like(progress.total)
+        for seen in progress.seen.unique().tolist():
+            for channels in (progress.seen == seen).nonzero()[:, 0].split(BLOCK) if seen else ():
+                sums = progress.total[channels], progress.squares[channels]
+                rows, _ = estimate(*sums, seen, self.recipe.images, self._predicted(channels, seen))
+                table[channels] = torch.where(sums[1][:, None] > 0, unit(rows), 0.0)
+        return table
 
     def _image(self, block: Block, i: int, active: list[int]) -> None:
         s = self.base[i]
@@ -176,9 +198,9 @@ class _Measurement:
             s[visited] = self.mean[visited]
         opened = self.renderer.open(s, block.index)
         for start in range(0, len(active), self.group):
-            self._group(opened, block, active[start : start + self.group])
+            self._group(opened, block, i, active[start : start + self.group])
 
-    def _group(self, opened: OpenedImage, block: Block, channels: list[int]) -> None:
+    def _group(self, opened: OpenedImage, block: Block, i: int, channels: list[int]) -> None:
         mean, reach = self.mean[channels], self.recipe.sigmas * self.std[channels]
         inside = [c - block.layer.offset for c in channels]
         features = moved_features(opened, self.encode_image, inside, mean, reach, pin=self.recipe.cumulative)
@@ -190,6 +212,8 @@ class _Measurement:
         delta = differences(features).cpu()
         self.progress.total[channels] += delta
         self.progress.squares[channels] += delta.square().sum(1)
+        if self.predictions:
+            self.progress.cross[channels] += self.predictions.cross(i, channels, delta)
 
 
 def group_size(renderer: Renderer) -> int:
@@ -235,7 +259,8 @@ def measure_directions(
         encode_image: image [N,3,R,R] in -1..1 -> embedding [N,E], with CLIP's own front-end (mean and std applied).
         base_w: w+ [n,L,W] of at least `recipe.images` base images; StyleCLIP takes the first 100 of its statistics.
         front: what `encode_image` resizes pictures to; then it gets them at that size, and none is made larger.
-        checkpoint: file that keeps what was summed so far; a killed run continues from it.
+        checkpoint: file that keeps what was summed so far; a killed run continues from it. The gradients for the early
+            stop lie beside it, as NAME.gradients.pt.
         block: channels that share the rendering of what lies below them.
         channels: only these positions in s, of those that the recipe names; the other rows stay zero.
     Returns:
@@ -250,18 +275,26 @@ def measure_directions(
     encoded = encode_image(generator.synthesize(base[:1])).float().cpu()
     asked = asked_channels(generator, recipe.channels)
     chosen = asked if channels is None else [c for c in asked if c in set(channels)]
-    probe = Probe(torch.cat([statistics.s_mean, statistics.s_std, encoded[0]]), {**asdict(recipe), "block": block})
+    numbers = torch.cat([statistics.s_mean, statistics.s_std, encoded[0]])
+    probe = Probe(numbers, {**asdict(recipe), "block": block, "asked": chosen})
     progress = Progress(checkpoint, probe, chosen, base.shape[1], encoded.shape[1], save_every_s)
-    work = _Measurement(
-        Renderer(generator, front, recipe.render_at), encode_image, statistics, base, recipe, progress, chosen
-    )
+    predictions, probes = None, probes_for(recipe.tolerance, recipe.images, len(chosen))
+    if probes:
+        predictions = predict(
+            generator, encode_image, base, statistics.s_std, probes,
+            checkpoint=None if checkpoint is None else checkpoint.with_suffix(".gradients" + checkpoint.suffix),
+            stamp=Probe(numbers, {"images": recipe.images, "probes": probes}),
+            save_every_s=save_every_s,
+        )  # fmt: skip
+    renderer = Renderer(generator, front, recipe.render_at)
+    work = _Measurement(renderer, encode_image, statistics, base, recipe, progress, chosen, predictions)
     blocks = blocks_of(generator, chosen, block)
     total = len(chosen) * recipe.images - progress.saved
     with tqdm(total=total, initial=progress.pairs, desc="directions", unit="pair", disable=None, smoothing=0.1) as bar:
         for part in blocks[progress.block :]:
             work.run(part, bar)
     progress.save()
-    return DirectionTable(unit(progress.total).float(), progress.seen)
+    return DirectionTable(work.rows().float(), progress.seen)
 
 
 def direction_table(

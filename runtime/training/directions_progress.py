@@ -16,7 +16,7 @@ from ...engines.errors import InputError
 from ...engines.session import first_line
 from .loop import save_atomically
 
-NAMES = ("total", "squares", "seen", "active", "asked", "block", "image", "saved")
+NAMES = ("total", "squares", "cross", "seen", "active", "asked", "block", "image", "saved")
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,30 @@ class Probe:
     settings: dict[str, Any]
 
 
+def matching(path: Path, names: Sequence[str], probe: Probe) -> dict[str, Any] | None:
+    """What a checkpoint holds that was written for the same inputs and settings; None where there is none.
+
+    One of another run is set aside as NAME.other.pt: hours of work are not thrown away. InputError for a damaged file.
+    """
+    if not path.exists():
+        return None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
+        raise InputError(f"{path} cannot be read ({first_line(error)}); delete it to begin anew") from None
+    known, numbers = state.get("probe"), probe.numbers
+    same = all(name in state for name in names) and state.get("settings") == probe.settings
+    if same and known is not None and known.shape == numbers.shape and torch.allclose(known, numbers, atol=1e-3):
+        return dict(state)
+    path.replace(path.with_suffix(".other" + path.suffix))
+    return None
+
+
 class Progress:
     """Sums of the unit differences, and where the run stands: `image` of `block`.
 
-    total [S,E] float64, squares [S] float64, seen [S] images summed, active [S] channels that have not stopped.
+    total [S,E] float64, squares [S] float64, cross [S] float64 products with the predictions (`directions_predicted`),
+    seen [S] images summed, active [S] channels that have not stopped, asked [S] those that get a row.
     The sums change between images only on disk, so that a resumed run adds the same numbers in the same order.
     """
 
@@ -40,36 +60,20 @@ class Progress:
         self.path, self.probe, self.save_every_s = path, probe, save_every_s
         self.total = torch.zeros(styles, width, dtype=torch.float64)
         self.squares = torch.zeros(styles, dtype=torch.float64)
+        self.cross = torch.zeros(styles, dtype=torch.float64)
         self.seen = torch.zeros(styles, dtype=torch.int64)
         self.active = torch.zeros(styles, dtype=torch.bool)
         self.active[list(channels)] = True
         self.asked = self.active.clone()
         self.block = self.image = self.saved = 0
-        if path is not None and path.exists():
-            self._resume(path)
+        found = None if path is None else matching(path, NAMES, probe)
+        self.__dict__.update({name: found[name] for name in NAMES} if found else {})
         self._saved_at = time.monotonic()
 
     @property
     def pairs(self) -> int:
         """Pairs of renders done so far."""
         return int(self.seen.sum())
-
-    def _resume(self, path: Path) -> None:
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
-            raise InputError(f"{path} cannot be read ({first_line(error)}); delete it to begin anew") from None
-        if self._fits(state):
-            self.__dict__.update({name: state[name] for name in NAMES})
-        else:  # another generator, CLIP or recipe: hours of work are not thrown away
-            path.replace(path.with_suffix(".other" + path.suffix))
-
-    def _fits(self, state: dict[str, Any]) -> bool:
-        """Whether the file is of this run: the same channels, settings, moments and networks."""
-        known, numbers = state.get("probe"), self.probe.numbers
-        same = all(name in state for name in NAMES) and state.get("settings") == self.probe.settings
-        same = same and known is not None and known.shape == numbers.shape and torch.equal(state["asked"], self.asked)
-        return bool(same and torch.allclose(known, numbers, atol=1e-3))
 
     def reached(self, image: int) -> None:
         """All channels of the block have seen `image` images."""

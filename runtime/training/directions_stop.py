@@ -1,21 +1,45 @@
-"""When a channel's direction has converged: sums over the images so far, and the cosine to expect of the whole table.
+"""When a channel's direction has converged, and what its row is then: a mean over N images from the first n of them.
 
-A row is the mean of unit vectors delta_i, one an image. After m of N images, with t = |mean|^2, the jackknife estimate
-of the variance of one delta_i is sigma^2 = m / (m - 1) * (mean |delta_i|^2 - t), and |mu|^2 = t - sigma^2 / m. Then
+Let x_i be a channel's unit difference in image i, and y_i what the gradients of that image say of it
+(`directions_predicted`), known for all N images at next to no cost. Of the n images rendered so far only the residuals
+z_i = x_i - b y_i are new, b = sum <x_i, y_i> / sum |y_i|^2, and the row wanted, mean_N x = b mean_N y + mean_N z, needs
+an estimate of their mean alone (a control variate). With zbar = mean_n z, t = |zbar|^2 and v the variance of one z_i,
 
-    E <mean_m, mean_N> = |mu|^2 + sigma^2 / N,    E |mean_k|^2 = |mu|^2 + sigma^2 / k
+    row    = b mean_N y + w zbar,    w = n / N + (1 - n / N) a,    a = max(0, 1 - v / (n t))
 
-so that the cosine of the row after m images with that after N is about  sqrt((|mu|^2 + sigma^2 / N) / t). The images
-are a random draw, and the lengths average over E numbers, so the estimate is less noisy than the row itself.
+The images rendered count as they are; of the others zbar is an estimate, shrunk by a as James and Stein (1961) do, for
+most of a short mean is noise. Its error has two parts, that of the shrunk mean and that of the images not rendered:
+
+    error  = (1 - n / N)^2 (a v / n + v / (N - n)),    expected cosine = 1 / sqrt(1 + error / |row|^2)
+
+Without predictions y = 0: the row is the mean's direction and the cosine is sqrt(w), the jackknife's.
+
+Shape alphabet: C channels, E CLIP width.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-CHECKS = (8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 72, 80, 90)
-"""After how many images channels may stop. Fewer than 8 say too little about the variance."""
+CHECKS = (6, 8, 10, 12, 14, 16, 18, 20, 24, 28, 32, 40, 48, 56, 64, 72, 80, 90)
+"""After how many images channels may stop. Fewer than 6 say too little about the variance."""
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """Sums of the predictions y_i of channels, float64, beside those of their differences x_i.
+
+    cross [C]: <x_i, y_i>, squares [C]: |y_i|^2, seen [C,E]: y_i, all three over the images seen; every [C,E]: y_i over
+    all images.
+    """
+
+    cross: Tensor
+    squares: Tensor
+    seen: Tensor
+    every: Tensor
 
 
 def unit(x: Tensor) -> Tensor:
@@ -30,33 +54,38 @@ def differences(features: Tensor) -> Tensor:
     return unit(features[..., 1, :] - features[..., 0, :])
 
 
-def expected_cosine(total: Tensor, squares: Tensor, seen: int, images: int) -> Tensor:
-    """The expected cosine of rows after `seen` of `images` images with the finished ones.
+def estimate(
+    total: Tensor, squares: Tensor, seen: int, images: int, predicted: Predicted | None = None
+) -> tuple[Tensor, Tensor]:
+    """After `seen` of `images` images: rows [C,E], not of unit length, and their expected cosines [C] with the whole.
 
-    total [C, E]: sums of delta_i; squares [C]: sums of |delta_i|^2. A channel that moved no embedding has cosine 1.
+    total [C,E]: sums of x_i; squares [C]: sums of |x_i|^2. A channel that moved no embedding has cosine 1.
     """
-    t = (total / seen).square().sum(1)
-    variance = (squares / seen - t).clamp(min=0) * (seen / max(seen - 1, 1))
-    signal = (t - variance / seen).clamp(min=0)
-    cosine = ((signal + variance / images) / t).clamp(max=1).sqrt()
-    return torch.where(squares > 0, cosine, 1.0)
+    if seen == images:
+        return total / images, torch.ones_like(squares)
+    known, residual, residual_squares = torch.zeros_like(total), total, squares
+    if predicted is not None:
+        b = torch.where(predicted.squares > 0, predicted.cross / predicted.squares, 0.0).clamp(min=0)
+        known, residual = b[:, None] * predicted.every / images, total - b[:, None] * predicted.seen
+        residual_squares = squares - 2 * b * predicted.cross + b.square() * predicted.squares
+    mean = residual / seen
+    t = mean.square().sum(1)
+    variance = (residual_squares / seen - t).clamp(min=0) * (seen / max(seen - 1, 1))
+    shrunk = torch.where(t > 0, 1 - variance / (seen * t), 0.0).clamp(min=0)
+    rest = 1 - seen / images
+    rows = known + (1 - rest + rest * shrunk)[:, None] * mean
+    error = rest**2 * variance * (shrunk / seen + 1 / (images - seen))
+    cosine = (1 + error / rows.square().sum(1)).rsqrt()
+    return rows, torch.where(squares > 0, cosine, 1.0)
 
 
-def replay(delta: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
-    """What a run with `tolerance` makes of delta_i [n, C, E]: rows [C, E], and of how many images [C] each."""
-    images, channels = delta.shape[:2]
-    total, squares = torch.zeros_like(delta[0]), torch.zeros(channels, dtype=delta.dtype)
-    used, active = torch.full((channels,), images), torch.ones(channels, dtype=torch.bool)
-    for i in range(images):
-        total[active] += delta[i, active]
-        squares[active] += delta[i, active].square().sum(1)
-        stop = active & converged(total, squares, i + 1, images, tolerance)
-        used[stop], active[stop] = i + 1, False
-    return unit(total), used
+def converged(
+    total: Tensor, squares: Tensor, seen: int, images: int, tolerance: float, predicted: Predicted | None = None
+) -> Tensor:
+    """Which channels [C] may stop: their expected cosine is at least 1 - tolerance."""
+    return estimate(total, squares, seen, images, predicted)[1] >= 1 - tolerance
 
 
-def converged(total: Tensor, squares: Tensor, seen: int, images: int, tolerance: float) -> Tensor:
-    """Which channels [C] may stop: their expected cosine is at least 1 - tolerance. Only at the counts of `CHECKS`."""
-    if seen not in CHECKS or not tolerance:
-        return torch.zeros(len(total), dtype=torch.bool)
-    return expected_cosine(total, squares, seen, images) >= 1 - tolerance
+def may_stop(seen: int, tolerance: float) -> bool:
+    """Whether channels are looked at after `seen` images: at the counts of `CHECKS`, where there is a tolerance."""
+    return bool(tolerance) and seen in CHECKS

@@ -22,7 +22,6 @@ Shape alphabet: n images, S style channels, E CLIP width, P prompts, m probes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -32,11 +31,8 @@ from tqdm import tqdm
 from ...engines.errors import InputError
 from .directions import CHANNELS, asked_channels
 from .directions_stop import unit
+from .jacobian import ImageEncoder, around, chunk_size, embed, principal_components, pullbacks
 from .networks.stylegan2 import Generator
-
-ImageEncoder = Callable[[Tensor], Tensor]
-CPU_PIXELS, GPU_PIXELS = 16 * 64 * 64, 1 << 22
-"""Pixels of the pictures whose graph is kept at once: one picture of 1024 px on a CPU, four on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -79,29 +75,6 @@ def finite_passes(images: int, rows: int) -> int:
     return 2 * images * rows
 
 
-def chunk_size(generator: Generator) -> int:
-    """Images whose graph is kept at once."""
-    cpu = next(generator.parameters()).device.type == "cpu"
-    return max(1, (CPU_PIXELS if cpu else GPU_PIXELS) // generator.config.resolution**2)
-
-
-def pullbacks(generator: Generator, encode_image: ImageEncoder, s: Tensor, probes: Tensor) -> Iterator[Tensor]:
-    """<J_c, v> of every probe v, one backward pass each: s [n,S], probes [m,E] -> m times [n,S].
-
-    All n images share one graph, so memory grows with n and not with m. InputError for gradients that are not finite.
-    """
-    with torch.enable_grad():
-        s = s.detach().clone().requires_grad_()
-        embedded = encode_image(generator.synthesize(s))
-    for i, probe in enumerate(probes.to(embedded)):
-        (gradient,) = torch.autograd.grad(embedded, s, probe.expand_as(embedded), retain_graph=i + 1 < len(probes))
-        if not torch.isfinite(gradient).all():
-            raise InputError(
-                "the gradients of CLIP's embedding are not finite; check the weights with `styleclip-rt pack verify`"
-            )
-        yield gradient
-
-
 def scattered(s: Tensor, s_std: Tensor | None, recipe: GradientRecipe) -> Tensor:
     """Where the gradients are taken: s [n,S], each channel moved at random by `spread` of its s_std [S].
 
@@ -111,9 +84,7 @@ def scattered(s: Tensor, s_std: Tensor | None, recipe: GradientRecipe) -> Tensor
         return s
     if s_std is None:
         raise InputError("gradients around the faces need the standard deviations of the styles; give s_std")
-    rng = torch.Generator().manual_seed(recipe.seed)
-    noise = torch.randn(s.shape, generator=rng, dtype=torch.float32)
-    return s + recipe.spread * (s_std.cpu() * noise).to(s)
+    return around(s, s_std, recipe.spread, recipe.seed)
 
 
 def mean_rows(
@@ -147,14 +118,6 @@ def mean_rows(
     return unit(total).float()
 
 
-def principal_components(embeddings: Tensor, count: int) -> Tensor:
-    """The first `count` principal components of embeddings [n,E], fewer where they span fewer: [k,E], orthonormal."""
-    centred = embeddings.double() - embeddings.double().mean(0)
-    _, sizes, components = torch.linalg.svd(centred, full_matrices=False)
-    found = int((sizes > 1e-6 * sizes.max().clamp(min=1e-30)).sum())
-    return components[: min(count, found)]
-
-
 def probe_matrix(embeddings: Tensor, delta_t: Tensor, recipe: GradientRecipe) -> Tensor:
     """The probes for texts: embeddings [n,E] of the images, delta_t [P,E] -> [m,E] float64.
 
@@ -173,13 +136,6 @@ def probe_matrix(embeddings: Tensor, delta_t: Tensor, recipe: GradientRecipe) ->
     noise = torch.randn(count, basis.shape[1], generator=rng, dtype=torch.float64)
     noise = (noise - noise @ basis.T @ basis) / max(count, 1) ** 0.5
     return torch.cat([basis, noise])
-
-
-def embed(generator: Generator, encode_image: ImageEncoder, s: Tensor, *, chunk: int | None = None) -> Tensor:
-    """Embeddings of the pictures of s [n,S], without a graph: [n,E] on the CPU."""
-    with torch.no_grad():
-        parts = s.split(chunk or chunk_size(generator))
-        return torch.cat([encode_image(generator.synthesize(part)).cpu() for part in parts])
 
 
 def gradient_relevance(

@@ -31,6 +31,7 @@ from styleclip_rt.benchmarks.report import TABLES
 from styleclip_rt.engines.errors import InputError
 from styleclip_rt.runtime import edits
 from styleclip_rt.runtime.training.demo.scores import judged
+from styleclip_rt.runtime.training.directions import TOLERANCE
 from styleclip_rt.runtime.training.gradient import GradientRecipe
 from styleclip_rt.runtime.training.pack import load_pack
 
@@ -103,16 +104,20 @@ def test_ratios_are_taken_within_a_round(tmp_path: Path, monkeypatch: pytest.Mon
         return [layer, {**layer, "layer": "table"}]
 
     monkeypatch.setattr(directions_bench, "race", race)
+    monkeypatch.setattr(directions_bench, "gradient_ms", lambda bench, probes: 5.0 * probes)
     with pytest.raises(InputError, match="directions_bench error"):
         times(subject, tmp_path, 1, 2)
     seconds = iter([99.0, 1.0, 2.0, 4.0])
     original = iter([10.0, 40.0, 30.0])
-    (tmp_path / "directions-error-toyfaces.csv").write_text("tolerance,layer,mean_images\n0.01,b4.conv1,80\n")
+    (tmp_path / "directions-error-toyfaces.csv").write_text(
+        f"tolerance,layer,mean_images\n{TOLERANCE},b4.conv1,80\n{TOLERANCE},table,80\n"
+    )
     row = times(subject, tmp_path, 3, 2)
     assert row["original_s"] == pytest.approx(30e-3 * 50 * 100)  # 30 ms a sample, 50 channels, 100 images
     assert row["original_ratio"] == pytest.approx(50.0)  # of 50/1, 200/2, 150/4
     assert row["finite_ratio"] == pytest.approx(10.0)
-    assert row["stopped_ratio"] == pytest.approx(8.0)
+    # 80 of 100 images, and 6 probes of 5 ms an image shared by 50 channels: of 11/1, 35/2, 27/4
+    assert row["stopped_ratio"] == pytest.approx(11.0)
     assert (row["rounds"], row["first_picture_s"], row["passes"]) == (3, 7.0, GradientRecipe().passes())
     write(tmp_path / TIMES, [row])
     table = TABLES["gradient-times"](tmp_path)

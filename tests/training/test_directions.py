@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from styleclip_rt.engines.errors import InputError, StyleclipError
-from styleclip_rt.runtime.training import directions_progress
+from styleclip_rt.runtime.training import directions_predicted, directions_progress
 from styleclip_rt.runtime.training.directions import (
     DirectionRecipe,
     asked_channels,
@@ -21,7 +21,10 @@ from styleclip_rt.runtime.training.directions import (
     measure_directions,
 )
 from styleclip_rt.runtime.training.directions_plain import plain_rows
+from styleclip_rt.runtime.training.directions_predicted import FACES, predict, probes_for
+from styleclip_rt.runtime.training.directions_progress import Probe
 from styleclip_rt.runtime.training.directions_render import Front
+from styleclip_rt.runtime.training.directions_stop import CHECKS, unit
 from styleclip_rt.runtime.training.networks.clip import resize_image
 from styleclip_rt.runtime.training.networks.stylegan2 import Generator, GeneratorConfig
 from styleclip_rt.runtime.training.statistics import StyleStatistics, style_statistics
@@ -158,15 +161,15 @@ def test_a_killed_run_continues_and_ends_equal(
     tmp_path: Path, generator: Generator, statistics: StyleStatistics, tolerance: float
 ) -> None:
     recipe, path = DirectionRecipe(images=12, tolerance=tolerance), tmp_path / "directions.pt"
-    base_w = faces(generator, 12)
+    base_w, budget = faces(generator, 12), 300 + (FACES + 12 if tolerance else 0)
     whole = measure_directions(generator, Encoder(), statistics, base_w, recipe, block=4)
     settings = {"checkpoint": path, "save_every_s": 0, "block": 4}
     with pytest.raises(KeyboardInterrupt):
-        measure_directions(generator, Encoder(budget=300), statistics, base_w, recipe, **settings)
+        measure_directions(generator, Encoder(budget), statistics, base_w, recipe, **settings)
     state = torch.load(path, weights_only=True)
     assert state["block"] > 0
     done = int(state["seen"].sum())
-    left = 2 * (int(whole.images.sum()) - done) + 1
+    left = 2 * (int(whole.images.sum()) - done) + 1  # and no gradient again: those lie in a file of their own
     resumed = measure_directions(generator, Encoder(left), statistics, base_w, recipe, checkpoint=path, block=4)
     assert torch.equal(resumed.rows, whole.rows)
     assert torch.equal(resumed.images, whole.images)
@@ -204,8 +207,49 @@ def test_early_stop_saves_images_and_keeps_the_rows(generator: Generator, statis
     assert cosines.mean() > 0.99
     assert cosines.min() > 0.97
     assert (full.images[asked] == 40).all()
-    assert (early.images[asked] >= 8).all()
+    assert (early.images[asked] >= CHECKS[0]).all()
     assert not full.images.sum() > 40 * len(asked)  # nothing else was rendered
+
+
+def test_predictions_are_the_unit_slopes_of_every_image(generator: Generator, statistics: StyleStatistics) -> None:
+    s = generator.styles(faces(generator, 7))
+    found = predict(generator, Encoder(), s, statistics.s_std, WIDTH)
+    torch.testing.assert_close(found.basis @ found.basis.T, torch.eye(len(found.basis), dtype=torch.float64))
+    exact = torch.stack([
+        torch.autograd.functional.jacobian(lambda x: Encoder()(generator.synthesize(x[None]))[0], row).T for row in s
+    ])  # fmt: skip
+    wanted = unit(exact.double() @ found.basis.T)
+    torch.testing.assert_close(found.rows.double(), wanted, atol=2e-3, rtol=0)
+    torch.testing.assert_close(predict(generator, lambda x: 3 * Encoder()(x), s, statistics.s_std, 2).basis.shape,
+                               torch.Size([2, WIDTH]))  # fmt: skip
+
+
+def test_gradients_that_were_interrupted_go_on_to_the_same_bits(
+    tmp_path: Path, generator: Generator, statistics: StyleStatistics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(directions_predicted, "chunk_size", lambda generator: 2)
+    s, path, stamp = (
+        generator.styles(faces(generator, 7)),
+        tmp_path / "gradients.pt",
+        Probe(torch.ones(3), {"images": 7}),
+    )
+    settings = {"checkpoint": path, "stamp": stamp, "save_every_s": 0}
+    whole = predict(generator, Encoder(), s, statistics.s_std, 5)
+    with pytest.raises(KeyboardInterrupt):
+        predict(generator, Encoder(FACES + 4), s, statistics.s_std, 5, **settings)
+    assert len(torch.load(path, weights_only=True)["rows"]) == 4
+    resumed = predict(generator, Encoder(3), s, statistics.s_std, 5, **settings)
+    assert torch.equal(resumed.rows, whole.rows)
+    assert torch.equal(predict(generator, Encoder(0), s, statistics.s_std, 5, **settings).rows, whole.rows)
+    other = predict(generator, Encoder(), s[:3], statistics.s_std, 5, checkpoint=path, stamp=Probe(torch.ones(3), {}))
+    assert len(other.rows) == 3
+    assert (tmp_path / "gradients.other.pt").exists()
+
+
+def test_gradients_are_made_where_they_can_pay() -> None:
+    assert probes_for(0.01, 100, 6048) == probes_for(0.01, 100, 928) == 96
+    assert probes_for(0.01, 100, 80) == 10
+    assert [probes_for(0.0, 100, 928), probes_for(0.01, CHECKS[0], 928), probes_for(0.01, 100, 7)] == [0, 0, 0]
 
 
 def test_a_full_disk_is_one_line_and_keeps_the_file(
