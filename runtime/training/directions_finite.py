@@ -13,6 +13,7 @@ from torch import Tensor
 from ...engines.errors import PackError
 from .checkpoints.statistics import SAMPLES, SEED, compute_statistics, drawn
 from .directions import BLOCK, DirectionRecipe, DirectionTable, asked_channels, blocks_of, measure_directions
+from .directions_predicted import probes_for
 from .directions_render import Front
 from .loop import device
 from .networks.clip import Clip
@@ -22,6 +23,8 @@ from .pack_writer import Component
 from .publish import destination, publish
 
 SOURCE = "styleclip-rt train directions"
+PLANNED = ("out", "renders", "gradient_passes", "blocks")
+"""What only a plan has: a finished run says how much it took."""
 PSI = 0.7
 """StyleCLIP's truncation of the base images, where the pack's statistics name none."""
 
@@ -66,6 +69,7 @@ class FinitePlan:
             "cumulative": recipe.cumulative,
             "render_at": recipe.render_at or "full",
             "renders": 2 * recipe.images * len(asked),
+            "gradient_passes": recipe.images * probes_for(recipe.tolerance, recipe.images, len(asked)),
             "statistics": "the pack's" if there else f"measured: {self.request.convention}, {self.request.samples}",
         }
 
@@ -174,7 +178,7 @@ def summary(plan: FinitePlan, table: DirectionTable, path: str, seconds: float) 
     """What the command prints."""
     used, recipe = mean_images(table), plan.request.recipe
     return {
-        **{key: value for key, value in plan.to_dict().items() if key not in ("out", "renders", "blocks")},
+        **{key: value for key, value in plan.to_dict().items() if key not in PLANNED},
         "mean_images": round(used, 2),
         "images_saved": round(1 - used / recipe.images, 4),
         "moving": int(table.rows.any(1).sum()),

@@ -52,7 +52,7 @@ class Predictions:
         return ((delta @ self.basis.T) * self.rows[image, channels].double()).sum(1)
 
     def sums(self, channels: Sequence[int] | Tensor, seen: int, cross: Tensor) -> Predicted:
-        """What `directions_stop.estimate` takes of channels that saw the first `seen` images; cross [C]: summed there."""
+        """What `directions_stop.estimate` takes of channels that saw the first `seen` images; cross [C] over those."""
         y = self.rows[:, channels].double()
         squares = y[:seen].square().sum((0, 2))
         return Predicted(cross, squares, y[:seen].sum(0) @ self.basis, y.sum(0) @ self.basis)

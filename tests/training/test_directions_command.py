@@ -15,8 +15,10 @@ pytest.importorskip("open_clip", reason="CLIP needs the extra 'torch'")
 from click.testing import CliRunner, Result  # noqa: E402
 
 from styleclip_rt.runtime.cli import cli  # noqa: E402
+from styleclip_rt.runtime.training.directions import TOLERANCE  # noqa: E402
 from styleclip_rt.runtime.training.directions_finite import base_faces, front_of  # noqa: E402
 from styleclip_rt.runtime.training.directions_plain import plain_rows  # noqa: E402
+from styleclip_rt.runtime.training.directions_predicted import PROBES  # noqa: E402
 from styleclip_rt.runtime.training.networks.clip import Clip  # noqa: E402
 from styleclip_rt.runtime.training.networks.stylegan2 import Generator, GeneratorConfig  # noqa: E402
 from styleclip_rt.runtime.training.pack import PackWriter, load_pack  # noqa: E402
@@ -57,7 +59,7 @@ def test_the_table_and_the_statistics_go_into_the_pack(pack: Path, tmp_path: Pat
     assert record["mean_images"] == 3
     config = made.config("directions")
     assert config["method"] == "finite"
-    assert (config["images"], config["sigmas"], config["channels"], config["tolerance"]) == (3, 5.0, "all", 0.01)
+    assert (config["images"], config["sigmas"], config["channels"], config["tolerance"]) == (3, 5.0, "all", TOLERANCE)
     assert config["convention"] == made.config("statistics")["convention"] == "torch-cutoff8"
     assert made.config("statistics")["samples"] == 300
     assert made.licences["directions"] == "MIT"
@@ -144,6 +146,7 @@ def test_a_dry_run_counts_and_writes_nothing(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     record = json.loads(result.stdout)
     assert record["renders"] == 2 * 100 * record["rows"]
+    assert record["gradient_passes"] == 100 * PROBES
     assert record["statistics"] == "the pack's"
     assert not list(tmp_path.iterdir())
 
