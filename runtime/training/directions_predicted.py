@@ -14,7 +14,7 @@ Shape alphabet: N images, S style channels, C channels of a block, E CLIP width,
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +34,7 @@ CHANNELS_A_PROBE = 8
 """A probe costs about a sample in every image: at most an eighth of a table's renders goes to gradients."""
 FACES, SEED = 512, 5
 """Pictures whose embeddings' principal components are the probes."""
-NAMES = ("basis", "rows")
+NAMES = ("faces", "basis", "rows")
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,27 @@ def probes_for(tolerance: float, images: int, channels: int) -> int:
     return min(PROBES, channels // CHANNELS_A_PROBE) if tolerance and images > CHECKS[0] else 0
 
 
+class _Kept:
+    """What was found so far, and the file that keeps it: embeddings `faces`, the `basis` they span, and `rows`."""
+
+    def __init__(self, path: Path | None, stamp: Probe, every_s: float) -> None:
+        self.path, self.stamp, self.every_s, self.saved_at = path, stamp, every_s, time.monotonic()
+        found = None if path is None else matching(path, NAMES, stamp)
+        self.parts: dict[str, Tensor] = {name: found[name] if found else torch.zeros(0) for name in NAMES}
+
+    def add(self, name: str, part: Tensor) -> None:
+        """More of one of the three."""
+        self.parts[name] = torch.cat([self.parts[name], part]) if len(self.parts[name]) else part
+        if time.monotonic() - self.saved_at >= self.every_s:
+            self.save()
+
+    def save(self) -> None:
+        """StyleclipError where the disk is full; the old file stays."""
+        if self.path is not None:
+            save_atomically({**self.parts, "probe": self.stamp.numbers, "settings": self.stamp.settings}, self.path)
+        self.saved_at = time.monotonic()
+
+
 def predict(
     generator: Generator,
     encode_image: ImageEncoder,
@@ -76,35 +97,30 @@ def predict(
 ) -> Predictions:
     """The gradients of base images with styles `base` [N,S], along at most `probes` principal components.
 
-    checkpoint: file that keeps what was found; an interrupted run goes on from it, to the same bits on a CPU. It must
-    carry the same `stamp`. InputError for gradients that are not finite; StyleclipError for a full disk.
+    checkpoint: file that keeps what was found under the same `stamp`; an interrupted run goes on from it, to the same
+    bits on a CPU. InputError for gradients that are not finite; StyleclipError for a full disk.
     """
 
     def encode(picture: Tensor) -> Tensor:
         return F.normalize(encode_image(picture), dim=-1)
 
-    found = None if checkpoint is None or stamp is None else matching(checkpoint, NAMES, stamp)
-    if found is None:
-        faces = around(base[torch.arange(FACES) % len(base)], s_std, 1.0, SEED)
-        basis, done = principal_components(embed(generator, encode, faces), probes), []
-    else:
-        basis, done = found["basis"], [found["rows"]]
+    def left(s: Tensor, name: str, what: str) -> Iterator[Tensor]:
+        done = len(kept.parts[name])
+        with tqdm(total=len(s), initial=done, desc=what, unit="image", disable=None, smoothing=0.1, leave=False) as bar:
+            for part in s[done:].split(chunk_size(generator)) if done < len(s) else ():
+                yield part
+                bar.update(len(part))
 
-    def save() -> None:
-        if checkpoint is not None and stamp is not None:
-            state = {"basis": basis, "rows": torch.cat(done)}
-            save_atomically({**state, "probe": stamp.numbers, "settings": stamp.settings}, checkpoint)
-
-    start = sum(map(len, done))
-    saved_at = time.monotonic()
-    with tqdm(total=len(base), initial=start, desc="gradients", unit="image", disable=None, smoothing=0.1) as bar:
-        for part in base[start:].split(chunk_size(generator)):
-            slopes = torch.stack([g.cpu() for g in pullbacks(generator, encode, part, basis)], 2)
-            done.append(unit(slopes).half())
-            bar.update(len(part))
-            if time.monotonic() - saved_at >= save_every_s:
-                save()
-                saved_at = time.monotonic()
-    if start < len(base):
-        save()
-    return Predictions(basis, torch.cat(done))
+    kept = _Kept(checkpoint, stamp or Probe(torch.zeros(1), {}), save_every_s)
+    before = len(kept.parts["rows"])
+    for part in left(around(base[torch.arange(FACES) % len(base)], s_std, 1.0, SEED), "faces", "embeddings"):
+        kept.add("faces", embed(generator, encode, part))
+    if not len(kept.parts["basis"]):
+        kept.add("basis", principal_components(kept.parts["faces"], probes))
+    basis = kept.parts["basis"]
+    for part in left(base, "rows", "gradients"):
+        slopes = torch.stack([g.cpu() for g in pullbacks(generator, encode, part, basis)], 2)
+        kept.add("rows", unit(slopes).half())
+    if before < len(base):
+        kept.save()
+    return Predictions(basis, kept.parts["rows"])

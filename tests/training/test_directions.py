@@ -235,9 +235,14 @@ def test_gradients_that_were_interrupted_go_on_to_the_same_bits(
     )
     settings = {"checkpoint": path, "stamp": stamp, "save_every_s": 0}
     whole = predict(generator, Encoder(), s, statistics.s_std, 5)
-    with pytest.raises(KeyboardInterrupt):
-        predict(generator, Encoder(FACES + 4), s, statistics.s_std, 5, **settings)
-    assert len(torch.load(path, weights_only=True)["rows"]) == 4
+    for budget, kept in (
+        (100, {"faces": 100, "basis": 0, "rows": 0}),
+        (FACES - 96, {"faces": FACES, "basis": 5, "rows": 4}),
+    ):
+        with pytest.raises(KeyboardInterrupt):
+            predict(generator, Encoder(budget), s, statistics.s_std, 5, **settings)
+        state = torch.load(path, weights_only=True)
+        assert {name: len(state[name]) for name in kept} == kept
     resumed = predict(generator, Encoder(3), s, statistics.s_std, 5, **settings)
     assert torch.equal(resumed.rows, whole.rows)
     assert torch.equal(predict(generator, Encoder(0), s, statistics.s_std, 5, **settings).rows, whole.rows)
