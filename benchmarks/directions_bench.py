@@ -256,11 +256,11 @@ def speed(
         torch.set_num_threads(threads)
     subject = random_subject(int(size), width, 1) if size else pack_subject(pack, 1)
     near = resolution_for(render_at, subject.generator.config.resolutions, subject.clip.image_size)
+    path, layers = out / f"directions-error-{Path(pack).name}.csv", [layer.name for _, layer in subject.layers()]
+    stops = read_stops(path, tolerance, layers) if tolerance and path.exists() else None  # wrong before anything long
     rows = race(subject, count or (1 if size else 8), rounds or (1 if size else 3), render_at=near)
-    stops = out / f"directions-error-{Path(pack).name}.csv"
-    if stops.exists():
-        layers = [row["layer"] for row in rows[:-1]]
-        with_early_stop(rows, read_stops(stops, tolerance, layers), gradient_ms_apart(pack, size, width))
+    if stops:
+        with_early_stop(rows, stops, gradient_ms_apart(pack, size, width))
     _finish(out / f"directions-speed-{subject.name}.csv", rows)
 
 

@@ -16,7 +16,7 @@ from ..runtime.training.directions import group_size, moved_features
 from ..runtime.training.directions_finite import front_of
 from ..runtime.training.directions_predicted import Predictions, predict, probes_for
 from ..runtime.training.directions_render import Renderer
-from ..runtime.training.directions_stop import converged, differences, estimate, may_stop, unit
+from ..runtime.training.directions_stop import differences, estimate, may_stop, unit
 from ..runtime.training.networks.stylegan2 import StyleLayer
 from .directions_subject import SIGMAS, Subject, spread
 
@@ -64,8 +64,9 @@ def replay(
             continue
         sums = delta[:seen].sum(0), delta[:seen].square().sum((0, 2))
         expected = None if predictions is None else predictions.sums(places, seen, cross)
-        stop = active & converged(*sums, seen, images, tolerance, expected)
-        rows[stop] = unit(estimate(*sums, seen, images, expected)[0])[stop]
+        found, cosine = estimate(*sums, seen, images, expected)
+        stop = active & (cosine >= 1 - tolerance) & (sums[1] > 0)
+        rows[stop] = unit(found[stop])
         used[stop], active[stop] = seen, False
     return rows, used
 

@@ -87,11 +87,11 @@ def table_s(bench: directions_bench.Subject, count: int, stops: Path) -> dict[st
     """
     if not stops.is_file():
         raise InputError(f"{stops} is missing; make it with `python -m styleclip_rt.benchmarks.directions_bench error`")
+    images = directions_bench.read_stops(stops, TOLERANCE, [layer.name for _, layer in bench.layers()])
     rows = directions_bench.race(bench, count, 1)
     whole = rows[-1]
     probes = probes_for(TOLERANCE, DirectionRecipe().images, whole["channels"])
     gradients_ms = directions_bench.gradient_ms(bench, probes)
-    images = directions_bench.read_stops(stops, TOLERANCE, [row["layer"] for row in rows[:-1]])
     directions_bench.with_early_stop(rows, images, gradients_ms)
     pairs = whole["channels"] * DirectionRecipe().images / 1e3
     original = whole["original_ms"] * pairs

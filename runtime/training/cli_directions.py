@@ -67,7 +67,7 @@ def directions(method: str, pack_name: str, threads: int | None, as_json: bool, 
     check_foreign(method)
     run = {"finite": _run_finite, "gradient": run_gradient}[method]
     record = run(load_pack(pack_name), options)
-    print_json(record) if as_json else click.echo("\n".join(f"{key:13} {value}" for key, value in record.items()))
+    print_json(record) if as_json else click.echo("\n".join(f"{key:15} {value}" for key, value in record.items()))
 
 
 def _run_finite(pack: Any, options: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ...engines.errors import PackError
 from .checkpoints.statistics import SAMPLES, SEED, compute_statistics, drawn
 from .directions import BLOCK, DirectionRecipe, DirectionTable, asked_channels, blocks_of, measure_directions
-from .directions_predicted import probes_for
+from .directions_predicted import passes_for
 from .directions_render import Front
 from .loop import device
 from .networks.clip import Clip
@@ -69,7 +69,7 @@ class FinitePlan:
             "cumulative": recipe.cumulative,
             "render_at": recipe.render_at or "full",
             "renders": 2 * recipe.images * len(asked),
-            "gradient_passes": recipe.images * probes_for(recipe.tolerance, recipe.images, len(asked)),
+            "gradient_passes": passes_for(recipe.tolerance, recipe.images, len(asked)),
             "statistics": "the pack's" if there else f"measured: {self.request.convention}, {self.request.samples}",
         }
 

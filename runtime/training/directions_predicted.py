@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from ...engines.errors import InputError
 from .directions_progress import Probe, matching
 from .directions_stop import CHECKS, Predicted, unit
 from .jacobian import ImageEncoder, around, chunk_size, embed, principal_components, pullbacks
@@ -31,7 +32,7 @@ from .networks.stylegan2 import Generator
 
 PROBES = 96
 CHANNELS_A_PROBE = 8
-"""A probe costs about a sample in every image: at most an eighth of a table's renders goes to gradients."""
+"""A probe costs about what a channel's two pictures do, in every image."""
 FACES, SEED = 512, 5
 """Pictures whose embeddings' principal components are the probes."""
 NAMES = ("faces", "basis", "rows")
@@ -59,8 +60,20 @@ class Predictions:
 
 
 def probes_for(tolerance: float, images: int, channels: int) -> int:
-    """How many probes a table is worth: none where nothing can stop early, or where it has few channels."""
-    return min(PROBES, channels // CHANNELS_A_PROBE) if tolerance and images > CHECKS[0] else 0
+    """How many probes a table is worth: none where nothing can stop early, or where its own pictures are few."""
+    pays = tolerance and images > CHECKS[0] and 2 * images * channels >= CHANNELS_A_PROBE * (FACES + images)
+    return min(PROBES, channels // CHANNELS_A_PROBE) if pays else 0
+
+
+def passes_for(tolerance: float, images: int, channels: int) -> int:
+    """Passes of the gradients through generator and CLIP: a picture of each face and image, and back for each probe."""
+    probes = probes_for(tolerance, images, channels)
+    return FACES + images * (1 + probes) if probes else 0
+
+
+def settings_of(images: int, probes: int) -> dict[str, int]:
+    """What predictions depend on besides the networks: sums made with these do not go on with others."""
+    return {"images": images, "probes": probes, "faces": FACES, "seed": SEED}
 
 
 class _Kept:
@@ -69,18 +82,32 @@ class _Kept:
     def __init__(self, path: Path | None, stamp: Probe, every_s: float) -> None:
         self.path, self.stamp, self.every_s, self.saved_at = path, stamp, every_s, time.monotonic()
         found = None if path is None else matching(path, NAMES, stamp)
-        self.parts: dict[str, Tensor] = {name: found[name] if found else torch.zeros(0) for name in NAMES}
+        self.parts = {name: [found[name]] if found and len(found[name]) else [] for name in NAMES}
+
+    def count(self, name: str) -> int:
+        """How many images one of the three has."""
+        return sum(map(len, self.parts[name]))
+
+    def whole(self, name: str) -> Tensor:
+        """One of the three; no values where nothing was found yet."""
+        return torch.cat(self.parts[name]) if self.parts[name] else torch.zeros(0)
 
     def add(self, name: str, part: Tensor) -> None:
-        """More of one of the three."""
-        self.parts[name] = torch.cat([self.parts[name], part]) if len(self.parts[name]) else part
+        """More of one of the three. InputError for what is not finite, which is not kept."""
+        if not torch.isfinite(part).all():
+            raise InputError(
+                "CLIP's embeddings of the base images with their channels moved are not finite; check the weights with "
+                "`styleclip-rt pack verify`"
+            )
+        self.parts[name].append(part)
         if time.monotonic() - self.saved_at >= self.every_s:
             self.save()
 
     def save(self) -> None:
         """StyleclipError where the disk is full; the old file stays."""
         if self.path is not None:
-            save_atomically({**self.parts, "probe": self.stamp.numbers, "settings": self.stamp.settings}, self.path)
+            parts = {name: self.whole(name) for name in NAMES}
+            save_atomically({**parts, "probe": self.stamp.numbers, "settings": self.stamp.settings}, self.path)
         self.saved_at = time.monotonic()
 
 
@@ -105,22 +132,24 @@ def predict(
         return F.normalize(encode_image(picture), dim=-1)
 
     def left(s: Tensor, name: str, what: str) -> Iterator[Tensor]:
-        done = len(kept.parts[name])
+        done = kept.count(name)
         with tqdm(total=len(s), initial=done, desc=what, unit="image", disable=None, smoothing=0.1, leave=False) as bar:
             for part in s[done:].split(chunk_size(generator)) if done < len(s) else ():
                 yield part
                 bar.update(len(part))
 
     kept = _Kept(checkpoint, stamp or Probe(torch.zeros(1), {}), save_every_s)
-    before = len(kept.parts["rows"])
+    before = kept.count("rows")
     for part in left(around(base[torch.arange(FACES) % len(base)], s_std, 1.0, SEED), "faces", "embeddings"):
         kept.add("faces", embed(generator, encode, part))
-    if not len(kept.parts["basis"]):
-        kept.add("basis", principal_components(kept.parts["faces"], probes))
-    basis = kept.parts["basis"]
+    if not kept.count("basis"):
+        kept.add("basis", principal_components(kept.whole("faces"), probes))
+    basis = kept.whole("basis").double().reshape(-1, kept.parts["faces"][0].shape[1])  # none where nothing varies
     for part in left(base, "rows", "gradients"):
-        slopes = torch.stack([g.cpu() for g in pullbacks(generator, encode, part, basis)], 2)
+        slopes = torch.zeros(*part.shape, len(basis))
+        for i, slope in enumerate(pullbacks(generator, encode, part, basis)):
+            slopes[:, :, i] = slope.cpu()
         kept.add("rows", unit(slopes).half())
     if before < len(base):
         kept.save()
-    return Predictions(basis, kept.parts["rows"])
+    return Predictions(basis, kept.whole("rows"))

@@ -16,7 +16,7 @@ from ...engines.errors import InputError
 from ...engines.session import first_line
 from .loop import save_atomically
 
-NAMES = ("total", "squares", "cross", "seen", "active", "asked", "block", "image", "saved")
+NAMES = ("rows", "total", "squares", "cross", "seen", "active", "asked", "block", "image", "saved")
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ class Progress:
     """Sums of the unit differences, and where the run stands: `image` of `block`.
 
     total [S,E] float64, squares [S] float64, cross [S] float64 products with the predictions (`directions_predicted`),
-    seen [S] images summed, active [S] channels that have not stopped, asked [S] those that get a row.
+    seen [S] images summed, active [S] channels that have not stopped, asked [S] those that get a row; rows [S,E]
+    float32 of those that are done.
     The sums change between images only on disk, so that a resumed run adds the same numbers in the same order.
     """
 
@@ -58,6 +59,7 @@ class Progress:
         self, path: Path | None, probe: Probe, channels: Sequence[int], styles: int, width: int, save_every_s: float
     ) -> None:
         self.path, self.probe, self.save_every_s = path, probe, save_every_s
+        self.rows = torch.zeros(styles, width)
         self.total = torch.zeros(styles, width, dtype=torch.float64)
         self.squares = torch.zeros(styles, dtype=torch.float64)
         self.cross = torch.zeros(styles, dtype=torch.float64)

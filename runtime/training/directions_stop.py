@@ -12,7 +12,7 @@ most of a short mean is noise. Its error has two parts, that of the shrunk mean 
 
     error  = (1 - n / N)^2 (a v / n + v / (N - n)),    expected cosine = 1 / sqrt(1 + error / |row|^2)
 
-Without predictions y = 0: the row is the mean's direction and the cosine is sqrt(w), the jackknife's.
+Without predictions y = 0: the row is the mean's direction, and the cosine is sqrt(w), the jackknife's, where a > 0.
 
 Shape alphabet: C channels, E CLIP width.
 """
@@ -77,13 +77,6 @@ def estimate(
     error = rest**2 * variance * (shrunk / seen + 1 / (images - seen))
     cosine = (1 + error / rows.square().sum(1)).rsqrt()
     return rows, torch.where(squares > 0, cosine, 1.0)
-
-
-def converged(
-    total: Tensor, squares: Tensor, seen: int, images: int, tolerance: float, predicted: Predicted | None = None
-) -> Tensor:
-    """Which channels [C] may stop: their expected cosine is at least 1 - tolerance."""
-    return estimate(total, squares, seen, images, predicted)[1] >= 1 - tolerance
 
 
 def may_stop(seen: int, tolerance: float) -> bool:

@@ -13,9 +13,9 @@ def keep_freed_memory() -> None:
     """Has glibc keep freed memory in this process, for the tensors that come next.
 
     By default every tensor above 32 MB is mapped when it is made and unmapped when it is freed, and the kernel clears
-    its pages each time: more than half of the time of a backward pass through a generator of 1024 px. The process grows
-    to its peak and stays there, about a sixth above the peak without. It is a setting of the whole process, so the
-    commands that train and optimise make it, and no function of the library. Other C libraries are left as they are.
+    its pages each time: a good part of the time of a backward pass through a generator of 1024 px. The process grows to
+    its peak, somewhat above the peak without, and stays there. It is a setting of the whole process, so the commands
+    that train and optimise make it, and no function of the library. Other C libraries are left as they are.
     """
     if sys.platform != "linux":
         return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import IO
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor
 
 from styleclip_rt.engines.errors import InputError, StyleclipError
-from styleclip_rt.runtime.training import directions_predicted, directions_progress
+from styleclip_rt.runtime.training import directions, directions_predicted, directions_progress
 from styleclip_rt.runtime.training.directions import (
     DirectionRecipe,
     asked_channels,
@@ -21,7 +23,7 @@ from styleclip_rt.runtime.training.directions import (
     measure_directions,
 )
 from styleclip_rt.runtime.training.directions_plain import plain_rows
-from styleclip_rt.runtime.training.directions_predicted import FACES, predict, probes_for
+from styleclip_rt.runtime.training.directions_predicted import FACES, passes_for, predict, probes_for
 from styleclip_rt.runtime.training.directions_progress import Probe
 from styleclip_rt.runtime.training.directions_render import Front
 from styleclip_rt.runtime.training.directions_stop import CHECKS, unit
@@ -156,12 +158,19 @@ def test_a_channel_that_never_moves_is_not_rendered(
     assert table.any(1).tolist() == [True] + [False] * (len(std) - 1)
 
 
+@pytest.fixture
+def few_faces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients pay for a table of 26 channels already."""
+    monkeypatch.setattr(directions_predicted, "FACES", 32)
+
+
+@pytest.mark.usefixtures("few_faces")
 @pytest.mark.parametrize("tolerance", [0.0, 0.02])
 def test_a_killed_run_continues_and_ends_equal(
     tmp_path: Path, generator: Generator, statistics: StyleStatistics, tolerance: float
 ) -> None:
     recipe, path = DirectionRecipe(images=12, tolerance=tolerance), tmp_path / "directions.pt"
-    base_w, budget = faces(generator, 12), 300 + (FACES + 12 if tolerance else 0)
+    base_w, budget = faces(generator, 12), 300 + (32 + 12 if tolerance else 0)
     whole = measure_directions(generator, Encoder(), statistics, base_w, recipe, block=4)
     settings = {"checkpoint": path, "save_every_s": 0, "block": 4}
     with pytest.raises(KeyboardInterrupt):
@@ -173,6 +182,7 @@ def test_a_killed_run_continues_and_ends_equal(
     resumed = measure_directions(generator, Encoder(left), statistics, base_w, recipe, checkpoint=path, block=4)
     assert torch.equal(resumed.rows, whole.rows)
     assert torch.equal(resumed.images, whole.images)
+    assert bool((whole.images[conv_channels(generator)] < 12).any()) is bool(tolerance), "some stop, where they may"
 
 
 def test_a_finished_run_is_not_repeated(
@@ -196,6 +206,23 @@ def test_another_recipe_does_not_reuse_the_rows_nor_throw_them_away(
     assert (tmp_path / "directions.other.pt").read_bytes() == first
 
 
+@pytest.mark.usefixtures("few_faces")
+def test_gradients_save_images_of_the_early_stop_and_keep_the_rows(
+    generator: Generator, statistics: StyleStatistics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base_w, asked = faces(generator, 40), conv_channels(generator)
+    full = measure_directions(generator, Encoder(), statistics, base_w, DirectionRecipe(images=40))
+    recipe = DirectionRecipe(images=40, tolerance=0.01)
+    foreseen = measure_directions(generator, Encoder(), statistics, base_w, recipe)
+    monkeypatch.setattr(directions, "probes_for", lambda *_: 0)
+    alone = measure_directions(generator, Encoder(), statistics, base_w, recipe)
+    cosines = [(full.rows * table.rows).sum(1)[asked] for table in (foreseen, alone)]
+    used = [table.images[asked].float().mean() for table in (foreseen, alone)]
+    assert used[0] < 0.97 * used[1], "three probes for eleven dimensions"
+    assert cosines[0].mean() > max(0.99, float(cosines[1].mean()))
+    assert cosines[0].min() > 0.97
+
+
 def test_early_stop_saves_images_and_keeps_the_rows(generator: Generator, statistics: StyleStatistics) -> None:
     base_w, asked = faces(generator, 40), conv_channels(generator)[::5]
     full = measure_directions(generator, Encoder(), statistics, base_w, DirectionRecipe(images=40), channels=asked)
@@ -207,7 +234,6 @@ def test_early_stop_saves_images_and_keeps_the_rows(generator: Generator, statis
     assert cosines.mean() > 0.99
     assert cosines.min() > 0.97
     assert (full.images[asked] == 40).all()
-    assert (early.images[asked] >= CHECKS[0]).all()
     assert not full.images.sum() > 40 * len(asked)  # nothing else was rendered
 
 
@@ -254,7 +280,20 @@ def test_gradients_that_were_interrupted_go_on_to_the_same_bits(
 def test_gradients_are_made_where_they_can_pay() -> None:
     assert probes_for(0.01, 100, 6048) == probes_for(0.01, 100, 928) == 96
     assert probes_for(0.01, 100, 80) == 10
+    assert probes_for(0.01, 100, 24) == 0, "512 faces and 100 images, for 4800 pictures"
     assert [probes_for(0.0, 100, 928), probes_for(0.01, CHECKS[0], 928), probes_for(0.01, 100, 7)] == [0, 0, 0]
+    assert passes_for(0.01, 100, 928) == FACES + 100 * (1 + 96)
+    assert passes_for(0.0, 100, 928) == 0
+
+
+@pytest.mark.usefixtures("few_faces")
+def test_an_encoder_that_sees_nothing_gives_empty_rows(generator: Generator, statistics: StyleStatistics) -> None:
+    def blind(image: Tensor) -> Tensor:
+        return 0 * image.mean((1, 2, 3))[:, None] + torch.ones(WIDTH)
+
+    recipe = DirectionRecipe(images=10, tolerance=0.02)
+    table = measure_directions(generator, blind, statistics, faces(generator, 10), recipe)
+    assert not table.rows.any()
 
 
 def test_a_full_disk_is_one_line_and_keeps_the_file(
@@ -287,11 +326,22 @@ def test_a_damaged_checkpoint_is_named(
 
 
 def test_embeddings_that_are_not_finite_are_refused(
-    generator: Generator, statistics: StyleStatistics, base_w: Tensor
+    generator: Generator, statistics: StyleStatistics, base_w: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = replace(statistics, s_mean=torch.full_like(statistics.s_mean, float("nan")))
-    with pytest.raises(InputError, match=r"layer b4\.conv1: the embeddings of 5 sigma are not finite"):
+    with pytest.raises(InputError, match="statistics of style space, or CLIP's embedding"):
         direction_table(generator, Encoder(), broken, base_w, DirectionRecipe(images=2))
+
+    def fails_later() -> Callable[[Tensor], Tensor]:
+        factors = itertools.chain([1.0], itertools.repeat(float("nan")))
+        return lambda image: Encoder()(image) * next(factors)
+
+    with pytest.raises(InputError, match=r"layer b4\.conv1: the embeddings of 5 sigma are not finite"):
+        direction_table(generator, fails_later(), statistics, base_w, DirectionRecipe(images=2))
+    monkeypatch.setattr(directions_predicted, "FACES", 32)
+    recipe = DirectionRecipe(images=12, tolerance=0.02)
+    with pytest.raises(InputError, match="their channels moved are not finite"):
+        direction_table(generator, fails_later(), statistics, faces(generator, 12), recipe)
 
 
 def test_what_a_recipe_refuses(generator: Generator, statistics: StyleStatistics, base_w: Tensor) -> None:

@@ -18,7 +18,6 @@ from styleclip_rt.runtime.cli import cli  # noqa: E402
 from styleclip_rt.runtime.training.directions import TOLERANCE  # noqa: E402
 from styleclip_rt.runtime.training.directions_finite import base_faces, front_of  # noqa: E402
 from styleclip_rt.runtime.training.directions_plain import plain_rows  # noqa: E402
-from styleclip_rt.runtime.training.directions_predicted import PROBES  # noqa: E402
 from styleclip_rt.runtime.training.networks.clip import Clip  # noqa: E402
 from styleclip_rt.runtime.training.networks.stylegan2 import Generator, GeneratorConfig  # noqa: E402
 from styleclip_rt.runtime.training.pack import PackWriter, load_pack  # noqa: E402
@@ -146,7 +145,7 @@ def test_a_dry_run_counts_and_writes_nothing(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     record = json.loads(result.stdout)
     assert record["renders"] == 2 * 100 * record["rows"]
-    assert record["gradient_passes"] == 100 * PROBES
+    assert record["gradient_passes"] == 512 + 100 * (1 + 96)
     assert record["statistics"] == "the pack's"
     assert not list(tmp_path.iterdir())
 

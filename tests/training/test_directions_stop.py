@@ -11,7 +11,6 @@ from styleclip_rt.runtime.training.directions_predicted import Predictions
 from styleclip_rt.runtime.training.directions_stop import (
     CHECKS,
     Predicted,
-    converged,
     differences,
     estimate,
     may_stop,
@@ -105,14 +104,6 @@ def test_sums_are_those_of_the_vectors() -> None:
     torch.testing.assert_close(found.squares, y[:4, channels].square().sum((0, 2)))
     torch.testing.assert_close(found.seen, y[:4, channels].sum(0))
     torch.testing.assert_close(found.every, y[:, channels].sum(0))
-
-
-def test_a_converged_channel_stops_and_a_noisy_one_does_not() -> None:
-    for spread, stops in ((0.2, True), (3.0, False)):
-        delta = drawn(100, spread)
-        done = converged(*sums(delta, 8)[:4], 0.01)
-        assert bool(done.all()) is stops
-        assert bool(done.any()) is stops
 
 
 def test_channels_are_looked_at_at_the_checks_and_with_a_tolerance() -> None:

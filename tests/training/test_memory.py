@@ -5,10 +5,16 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
 
 pytest.importorskip("torch", reason="the PyTorch path needs the extra 'torch'")
+
+from click.testing import CliRunner
+
+from styleclip_rt.runtime.cli import cli
+from styleclip_rt.runtime.training import cli_optimize, command
 
 CHILD = """
 import resource, sys, torch
@@ -35,3 +41,16 @@ def test_freed_memory_is_used_again() -> None:
     kept, default = faults("keep"), faults("default")
     assert default > 50  # some hundred huge pages, or some hundred thousand small ones
     assert kept < default / 4
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [(command, ["train", "directions", "--out", "new", "--dry-run"]),
+     (cli_optimize, ["optimize", "sample", "--prompt", "glasses", "--dry-run"])],
+)  # fmt: skip
+def test_the_commands_ask_for_it(module: ModuleType, line: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(module, "keep_freed_memory", lambda: asked.append(True))
+    result = CliRunner().invoke(cli, line)
+    assert result.exit_code == 0, result.output
+    assert asked == [True]
