@@ -63,7 +63,7 @@ mapper: $(VENV)/.demo
 
 directions: $(VENV)/.demo
 	@mkdir -p $(OUT)
-	$(CLI) train directions --channels all --out $(OUT)/directions-pack
+	$(CLI) train directions --out $(OUT)/directions-pack
 	$(CLI) $(SCORE) --methods global --pack $(OUT)/directions-pack --out $(OUT)/directions
 
 # One thread for each worker. The fixtures that cost (exports) belong to a file, so a file stays with one worker; conftest.py
