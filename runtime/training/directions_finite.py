@@ -169,8 +169,8 @@ def directions_config(
 
 
 def mean_images(table: DirectionTable) -> float:
-    """Images a row, over the rows that were asked for."""
-    seen = table.images[table.images > 0].double()
+    """Images a row, over the rows of channels that move; the others are not rendered."""
+    seen = table.images[table.rows.any(1)].double()
     return float(seen.mean()) if len(seen) else 0.0
 
 

@@ -15,8 +15,8 @@ pytest.importorskip("open_clip", reason="CLIP needs the extra 'torch'")
 from click.testing import CliRunner, Result  # noqa: E402
 
 from styleclip_rt.runtime.cli import cli  # noqa: E402
-from styleclip_rt.runtime.training.directions import TOLERANCE  # noqa: E402
-from styleclip_rt.runtime.training.directions_finite import base_faces, front_of  # noqa: E402
+from styleclip_rt.runtime.training.directions import TOLERANCE, DirectionTable  # noqa: E402
+from styleclip_rt.runtime.training.directions_finite import base_faces, front_of, mean_images  # noqa: E402
 from styleclip_rt.runtime.training.directions_plain import plain_rows  # noqa: E402
 from styleclip_rt.runtime.training.networks.clip import Clip  # noqa: E402
 from styleclip_rt.runtime.training.networks.stylegan2 import Generator, GeneratorConfig  # noqa: E402
@@ -138,6 +138,12 @@ def test_a_lower_resolution_is_recorded_and_a_wrong_one_refused(pack: Path, tmp_
     refused = run("--pack", pack, "--out", tmp_path / "c", "--render-at", "100")
     assert refused.exit_code == 2
     assert "expected full, clip, or one of the generator's resolutions" in refused.output
+
+
+def test_channels_that_never_move_do_not_count_as_images() -> None:
+    rows = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 1.0]])
+    assert mean_images(DirectionTable(rows, torch.tensor([20, 100, 40]))) == 30
+    assert mean_images(DirectionTable(0 * rows, torch.tensor([100, 100, 0]))) == 0
 
 
 def test_a_dry_run_counts_and_writes_nothing(tmp_path: Path) -> None:
