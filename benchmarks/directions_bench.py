@@ -156,18 +156,18 @@ def gradient_ms(subject: Subject, probes: int, timed_probes: int = 3) -> float:
     return (forward * (1 + FACES / IMAGES) + backward * probes) / len(s)
 
 
-def _gradient_ms(pack: str, size: str | None, width: str, threads: int) -> float:
+def _gradient_ms(pack: str, size: str | None, width: str, tolerance: float, threads: int) -> float:
     """`gradient_ms` under the memory settings of `train directions`."""
     keep_freed_memory()
     torch.set_num_threads(threads)
     subject = random_subject(int(size), width, 1) if size else pack_subject(pack, 16)
-    return gradient_ms(subject, probes_for(1.0, IMAGES, sum(layer.channels for _, layer in subject.layers())))
+    return gradient_ms(subject, probes_for(tolerance, IMAGES, sum(layer.channels for _, layer in subject.layers())))
 
 
-def gradient_ms_apart(pack: str, size: str | None, width: str) -> float:
+def gradient_ms_apart(pack: str, size: str | None, width: str, tolerance: float) -> float:
     """The same in a process of its own: the original's loop keeps the memory settings that it has."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_gradient_ms, pack, size, width, torch.get_num_threads()).result()
+        return pool.submit(_gradient_ms, pack, size, width, tolerance, torch.get_num_threads()).result()
 
 
 def with_early_stop(rows: list[Row], stops: dict[str, float], gradients_ms: float, images: int = IMAGES) -> None:
@@ -260,7 +260,7 @@ def speed(
     stops = read_stops(path, tolerance, layers) if tolerance and path.exists() else None  # wrong before anything long
     rows = race(subject, count or (1 if size else 8), rounds or (1 if size else 3), render_at=near)
     if stops:
-        with_early_stop(rows, stops, gradient_ms_apart(pack, size, width))
+        with_early_stop(rows, stops, gradient_ms_apart(pack, size, width, tolerance))
     _finish(out / f"directions-speed-{subject.name}.csv", rows)
 
 

@@ -2,7 +2,7 @@
 
 The finite difference of a channel and its slope at the same face differ, but they vary together from image to image:
 most of what makes a row need a hundred images is in the gradient too. And gradients are cheap: a backward pass gives
-one number of every channel, where the finite procedure renders two pictures for each. The unit slopes of all images
+a number of every channel, where the finite procedure renders two pictures for each. The unit slopes of all images
 stand in for the differences that are not rendered; those that are correct them (`directions_stop`).
 
 The embeddings of pictures span few of CLIP's dimensions, so the probes are the principal components of embeddings: of

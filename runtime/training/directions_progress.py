@@ -16,7 +16,7 @@ from ...engines.errors import InputError
 from ...engines.session import first_line
 from .loop import save_atomically
 
-NAMES = ("rows", "total", "squares", "cross", "seen", "active", "asked", "block", "image", "saved")
+NAMES = ("rows", "total", "squares", "cross", "seen", "active", "block", "image", "saved")
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,7 @@ class Progress:
     """Sums of the unit differences, and where the run stands: `image` of `block`.
 
     total [S,E] float64, squares [S] float64, cross [S] float64 products with the predictions (`directions_predicted`),
-    seen [S] images summed, active [S] channels that have not stopped, asked [S] those that get a row; rows [S,E]
-    float32 of those that are done.
+    seen [S] images summed, active [S] channels that have not stopped; rows [S,E] float32 of those that are done.
     The sums change between images only on disk, so that a resumed run adds the same numbers in the same order.
     """
 
@@ -66,7 +65,6 @@ class Progress:
         self.seen = torch.zeros(styles, dtype=torch.int64)
         self.active = torch.zeros(styles, dtype=torch.bool)
         self.active[list(channels)] = True
-        self.asked = self.active.clone()
         self.block = self.image = self.saved = 0
         found = None if path is None else matching(path, NAMES, probe)
         self.__dict__.update({name: found[name] for name in NAMES} if found else {})

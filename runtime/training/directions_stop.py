@@ -1,7 +1,7 @@
 """When a channel's direction has converged, and what its row is then: a mean over N images from the first n of them.
 
 Let x_i be a channel's unit difference in image i, and y_i what the gradients of that image say of it
-(`directions_predicted`), known for all N images at next to no cost. Of the n images rendered so far only the residuals
+(`directions_predicted`), known for all N images at a small cost. Of the n images rendered so far only the residuals
 z_i = x_i - b y_i are new, b = sum <x_i, y_i> / sum |y_i|^2, and the row wanted, mean_N x = b mean_N y + mean_N z, needs
 an estimate of their mean alone (a control variate). With zbar = mean_n z, t = |zbar|^2 and v the variance of one z_i,
 
